@@ -1,0 +1,771 @@
+"""Image operations on whole batches, with one parameter per image.
+
+Every function takes float images in [0, 1] of shape `(B, H, W, C)` (or, with
+`channel_axis=-2`, the row-planar layout `(B, H, C, W)` in which `Views` works) and parameters
+of shape `(B,)` or plain numbers. They are pure functions of `keras.ops`: equal on every
+backend, differentiable, and compiled into the training step.
+
+Geometry and blur are products with small matrices, one for the rows and one for the columns,
+because a matrix product is the fastest thing on every device: `resize_matrix`, `blur_matrix`.
+
+Two families of definitions exist and are offered side by side by `definition=`:
+`"torchvision"` (PIL's and torchvision's: the later papers) and `"tensorflow"` (`tf.image`: SimCLR).
+"""
+
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+GRAY_WEIGHTS = (0.2989, 0.587, 0.114)  # ITU-R 601, as torchvision and TensorFlow round it
+
+_INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
+_DEFINITIONS = ("torchvision", "tensorflow")
+
+
+def _check_choice(name: str, value: Any, choices: tuple) -> None:
+    if value not in choices:
+        raise ValueError(f"`{name}` must be one of {choices}. Received: {name}={value!r}")
+
+
+def _size(size: int | tuple[int, int]) -> tuple[int, int]:
+    height, width = (size, size) if isinstance(size, int) else size
+    if height < 1 or width < 1:
+        raise ValueError(f"`size` must be positive. Received: size={size}")
+    return int(height), int(width)
+
+
+def _per_sample(value: Any) -> Any:
+    """A number or a `(B,)` tensor, ready to broadcast against a batch of images."""
+    value = ops.convert_to_tensor(value, dtype="float32")
+    return value if len(value.shape) == 0 else ops.reshape(value, (-1, 1, 1, 1))
+
+
+def _channels(images: Any, channel_axis: int) -> tuple[Any, Any, Any]:
+    if images.shape[channel_axis] != 3:
+        raise ValueError(
+            "Colour operations need 3 channels. "
+            f"Received: images of shape {tuple(images.shape)}, channel_axis={channel_axis}"
+        )
+    if channel_axis == -1:
+        return images[..., 0:1], images[..., 1:2], images[..., 2:3]
+    return images[..., 0:1, :], images[..., 1:2, :], images[..., 2:3, :]
+
+
+# --- resize ------------------------------------------------------------------------------------
+
+
+def _cubic(xp: Any, distance: Any, a: float) -> Any:
+    """Keys' cubic convolution kernel at non-negative distances (Keys 1981, eq. 15)."""
+    near = ((a + 2.0) * distance - (a + 3.0)) * distance * distance + 1.0
+    far = a * (((distance - 5.0) * distance + 8.0) * distance - 4.0)
+    return xp.where(distance < 1.0, near, xp.where(distance < 2.0, far, 0.0 * far))
+
+
+def resize_matrix(
+    start: Any,
+    extent: Any,
+    input_size: Any,
+    output_size: int,
+    interpolation: str = "bilinear",
+    antialias: bool = True,
+    definition: str = "torchvision",
+    flip: Any = None,
+) -> Any:
+    """The matrices that crop and resize one axis.
+
+    Row `i` holds the weights of the input pixels for output pixel `i`, whose centre is
+    `c = start + (i + 1/2) * s` with `s = extent / output_size`; pixel `p` has its centre at
+    `p + 1/2`. With antialiasing the kernel `k` is widened by `max(s, 1)`:
+    `w[i, p] = k(|p + 1/2 - c| / max(s, 1))`, over the pixels of the crop, and each row is divided by
+    its sum. `k` is the triangle for `"bilinear"`, and Keys' cubic with `a = -1/2` for `"bicubic"`
+    (`a = -3/4` for torch's bicubic without antialiasing).
+
+    Without antialiasing, taps outside the crop repeat its edge (`"torchvision"`) or are left out and
+    the rest is renormalised (`"tensorflow"`, which also rounds the distance to 1/1024 pixel).
+
+    Args:
+        start: Where the crop begins, in pixels: a number or a `(B,)` tensor.
+        extent: Length of the crop in pixels, the same kind.
+        input_size: Pixels on the input axis.
+        output_size: Pixels on the output axis.
+        interpolation: `"nearest"`, `"bilinear"` or `"bicubic"`.
+        antialias: Whether to widen the kernel when shrinking.
+        definition: `"torchvision"` (and PIL) or `"tensorflow"`.
+        flip: `None`, or a `(B,)` tensor of booleans: mirror the output axis.
+
+    Returns:
+        float32 `(output_size, input_size)` (a NumPy array, computed in float64) if `start` and
+        `extent` are numbers, else `(B, output_size, input_size)`.
+    """
+    _check_choice("interpolation", interpolation, _INTERPOLATIONS)
+    _check_choice("definition", definition, _DEFINITIONS)
+    numbers = (int, float, np.integer, np.floating)
+    if all(isinstance(v, numbers) for v in (start, extent, input_size)) and flip is None:
+        xp: Any = np
+        index, pixel = np.arange(output_size)[:, None], np.arange(input_size)[None, :]
+    else:
+        xp = ops
+        start, extent = (
+            ops.reshape(ops.convert_to_tensor(v, dtype="float32"), (-1, 1, 1))
+            for v in (start, extent)
+        )
+        index = ops.arange(output_size, dtype="float32")[None, :, None]
+        pixel = ops.cast(ops.arange(input_size, dtype="int32"), "float32")[None, None, :]
+        if flip is not None:
+            flip = ops.reshape(ops.cast(flip, "float32"), (-1, 1, 1))
+            index = index + flip * (output_size - 1 - 2 * index)
+    step = extent / output_size
+    center = start + (index + 0.5) * step
+    first, last = xp.floor(start), xp.ceil(start + extent) - 1
+    inside = (pixel + 0.5 > start) & (pixel + 0.5 < start + extent)
+    if interpolation == "nearest":
+        chosen = xp.maximum(xp.minimum(xp.floor(center), last), first)
+        weights = xp.where(pixel == chosen, 1.0, 0.0)
+    elif antialias:
+        distance = xp.abs(pixel + 0.5 - center) / xp.maximum(step, 1.0)
+        if interpolation == "bilinear":
+            weights = xp.maximum(1.0 - distance, 0.0)
+        else:
+            weights = _cubic(xp, distance, -0.5)
+        weights = xp.where(inside, weights, 0.0)
+        weights = weights / xp.sum(weights, axis=-1, keepdims=True)
+    elif interpolation == "bilinear":
+        place = xp.maximum(xp.minimum(center - 0.5, last), first)
+        weights = xp.maximum(1.0 - xp.abs(pixel - place), 0.0)
+    elif definition == "tensorflow":
+        # In float32 relative to the crop, like TensorFlow, so that ties of the rounding agree.
+        if xp is np:
+            step, index = np.float32(step), index.astype("float32")
+        place = (index + 0.5) * step - 0.5
+        floor = xp.floor(place)
+        place = start + floor + xp.round((place - floor) * 1024.0) / 1024.0
+        weights = xp.where(inside, _cubic(xp, xp.abs(pixel - place), -0.5), 0.0)
+        weights = weights / xp.sum(weights, axis=-1, keepdims=True)
+    else:
+        place = center - 0.5
+        floor = xp.floor(place)
+        weights = 0.0
+        for tap in (-1.0, 0.0, 1.0, 2.0):
+            source = xp.maximum(xp.minimum(floor + tap, last), first)
+            value = _cubic(xp, xp.abs(floor + tap - place), -0.75)
+            weights = weights + xp.where(pixel == source, value, 0.0)
+    return weights.astype("float32") if xp is np else weights
+
+
+def to_row_planar(images: Any) -> Any:
+    """`(B, H, W, C)` to float32 `(B, H, C, W)`: within a row, one plane per channel.
+
+    In this layout both products of a resize or a blur are plain matrix products, and an
+    operation on one channel runs over contiguous memory.
+    """
+    return ops.cast(ops.transpose(images, (0, 1, 3, 2)), "float32")
+
+
+def from_row_planar(images: Any) -> Any:
+    """`(B, H, C, W)` back to `(B, H, W, C)`."""
+    return ops.transpose(images, (0, 1, 3, 2))
+
+
+def apply_columns(images: Any, matrix: Any) -> Any:
+    """Multiplies the columns of row-planar images `(B, H, C, W)` by `(B?, P, W)` matrices."""
+    height, channels = images.shape[1], images.shape[2]
+    rows = ops.reshape(images, (-1, height * channels, images.shape[3]))
+    rows = ops.matmul(rows, ops.swapaxes(matrix, -1, -2))
+    return ops.reshape(rows, (-1, height, channels, matrix.shape[-2]))
+
+
+def apply_rows(images: Any, matrix: Any) -> Any:
+    """Multiplies the rows of row-planar images `(B, H, C, W)` by `(B?, O, H)` matrices."""
+    height, channels, width = images.shape[1:]
+    columns = ops.reshape(images, (-1, height, channels * width))
+    return ops.reshape(ops.matmul(matrix, columns), (-1, matrix.shape[-2], channels, width))
+
+
+def resize_row_planar(
+    images: Any,
+    boxes: Any,
+    size: int | tuple[int, int],
+    interpolation: str = "bilinear",
+    antialias: bool = True,
+    definition: str = "torchvision",
+    saturate: bool = False,
+    flip: Any = None,
+) -> Any:
+    """`crop_resize` of images that are row-planar already; `flip` mirrors the columns."""
+    out_height, out_width = _size(size)
+    options = {"interpolation": interpolation, "antialias": antialias, "definition": definition}
+    top, left, height, width = (
+        boxes if isinstance(boxes, tuple) else (boxes[:, i] for i in range(4))
+    )
+    columns = resize_matrix(left, width, images.shape[3], out_width, flip=flip, **options)
+    rows = resize_matrix(top, height, images.shape[1], out_height, **options)
+    # Columns first, as PIL does; it rounds and clips to 8 bits after each of the two.
+    images = apply_columns(images, ops.convert_to_tensor(columns))
+    if saturate and interpolation == "bicubic":
+        images = ops.clip(images, 0.0, 1.0)
+    images = apply_rows(images, ops.convert_to_tensor(rows))
+    if saturate and interpolation == "bicubic":
+        images = ops.clip(images, 0.0, 1.0)
+    return images
+
+
+def _check_images(images: Any) -> None:
+    if len(images.shape) != 4:
+        raise ValueError(
+            "Expected a batch of images of shape (B, H, W, C). "
+            f"Received: shape={tuple(images.shape)}"
+        )
+    if images.shape[1] is None or images.shape[2] is None:
+        raise ValueError(
+            "The height and width of a batch must be known when it is compiled. Resize the "
+            f"images to one size on the host first. Received: shape={tuple(images.shape)}"
+        )
+
+
+def crop_resize(
+    images: Any,
+    boxes: Any,
+    size: int | tuple[int, int],
+    interpolation: str = "bilinear",
+    antialias: bool = True,
+    definition: str = "torchvision",
+    saturate: bool = False,
+    flip: Any = None,
+) -> Any:
+    """Crops a box from each image and resizes it, as two matrix products.
+
+    With the default `antialias=True` this is `torchvision.transforms.functional.resized_crop` and
+    `PIL.Image.crop` followed by `resize`, to within 1/255 (they round to 8 bits). With
+    `definition="tensorflow"` and `antialias=False` it is `tf.image.resize` of the crop.
+
+    Args:
+        images: Float tensor `(B, H, W, C)`; any range.
+        boxes: `(B, 4)` tensor of (top, left, height, width) in pixels, or a tuple of four
+            numbers for all images.
+        size: Output (height, width), or one integer for both.
+        interpolation: `"nearest"`, `"bilinear"` or `"bicubic"`.
+        antialias: Whether to filter when shrinking.
+        definition: `"torchvision"` or `"tensorflow"`; see `resize_matrix`.
+        saturate: Clip bicubic overshoot to [0, 1] after each of the two products, as libraries
+            that work in 8 bits do.
+        flip: `None`, or a `(B,)` boolean tensor: which outputs to mirror left-right.
+
+    Returns:
+        float32 tensor `(B, size[0], size[1], C)`.
+
+    Raises:
+        ValueError: If the images are not a batch of known height and width, or an option is
+            unknown.
+
+    Example:
+
+    >>> images = keras.random.uniform((2, 32, 32, 3))
+    >>> boxes = ops.convert_to_tensor([[0, 0, 32, 32], [4, 8, 16, 20]])
+    >>> crop_resize(images, boxes, size=24, interpolation="bicubic").shape
+    (2, 24, 24, 3)
+    """
+    images = ops.convert_to_tensor(images)
+    _check_images(images)
+    planar = resize_row_planar(
+        to_row_planar(images), boxes, size, interpolation, antialias, definition, saturate, flip
+    )
+    return from_row_planar(planar)
+
+
+def resize(
+    images: Any,
+    size: int | tuple[int, int],
+    interpolation: str = "bilinear",
+    antialias: bool = True,
+    definition: str = "torchvision",
+    saturate: bool = False,
+) -> Any:
+    """Resizes a batch of images. Arguments and definitions as `crop_resize`.
+
+    Example:
+
+    >>> resize(np.zeros((1, 8, 8, 3), "float32"), (4, 6), "bicubic").shape
+    (1, 4, 6, 3)
+    """
+    images = ops.convert_to_tensor(images)
+    _check_images(images)
+    box = (0, 0, images.shape[1], images.shape[2])
+    return crop_resize(images, box, size, interpolation, antialias, definition, saturate)
+
+
+def center_crop_box(
+    height: int, width: int, size: tuple[int, int], proportion: float
+) -> tuple[int, int, int, int]:
+    """SimCLR's evaluation crop: the central box of `proportion` of the image.
+
+    The official code hands `size[0] / size[1]` to a function that expects width over height;
+    for outputs that are not square the box has the transposed shape, and so it has here.
+
+    Returns:
+        (top, left, height, width) in pixels.
+    """
+    aspect = size[0] / size[1]
+    if aspect > width / height:
+        crop_height = int(np.rint(proportion / aspect * width))
+        crop_width = int(np.rint(proportion * width))
+    else:
+        crop_height = int(np.rint(proportion * height))
+        crop_width = int(np.rint(proportion * aspect * height))
+    return (
+        ((height - crop_height) + 1) // 2,
+        ((width - crop_width) + 1) // 2,
+        crop_height,
+        crop_width,
+    )
+
+
+def center_crop(
+    images: Any,
+    size: int | tuple[int, int],
+    proportion: float = 0.875,
+    interpolation: str = "bicubic",
+    antialias: bool = True,
+    definition: str = "torchvision",
+    saturate: bool = True,
+) -> Any:
+    """The central `proportion` of each image, resized: preprocessing for evaluation.
+
+    Args:
+        images: Float tensor `(B, H, W, C)` in [0, 1].
+        size: Output (height, width), or one integer.
+        proportion: Fraction of the side that is kept, in (0, 1].
+        interpolation, antialias, definition, saturate: As `crop_resize`.
+
+    Returns:
+        float32 tensor `(B, size[0], size[1], C)`.
+
+    Reference: Chen et al., "A Simple Framework for Contrastive Learning of Visual
+    Representations", 2020, appendix A; the official code's `center_crop`.
+    """
+    images = ops.convert_to_tensor(images)
+    _check_images(images)
+    size = _size(size)
+    box = center_crop_box(images.shape[1], images.shape[2], size, proportion)
+    return crop_resize(images, box, size, interpolation, antialias, definition, saturate)
+
+
+def flip_horizontal(images: Any, selected: Any) -> Any:
+    """Mirrors the selected images left-right.
+
+    Args:
+        images: Tensor `(B, H, W, C)`.
+        selected: `(B,)` booleans.
+    """
+    images = ops.convert_to_tensor(images)
+    selected = ops.reshape(ops.cast(selected, "bool"), (-1, 1, 1, 1))
+    return ops.where(selected, ops.flip(images, axis=2), images)
+
+
+# --- colour ------------------------------------------------------------------------------------
+
+
+def grayscale(images: Any, channel_axis: int = -1, keep_channels: bool = True) -> Any:
+    """Luma `0.2989 R + 0.587 G + 0.114 B` (torchvision's and TensorFlow's weights).
+
+    Args:
+        images: Float tensor with 3 channels.
+        channel_axis: -1, or -2 for the row-planar layout.
+        keep_channels: Whether to repeat the result over 3 channels.
+    """
+    red, green, blue = _channels(ops.convert_to_tensor(images), channel_axis)
+    gray = red * GRAY_WEIGHTS[0] + green * GRAY_WEIGHTS[1] + blue * GRAY_WEIGHTS[2]
+    return ops.repeat(gray, 3, axis=channel_axis) if keep_channels else gray
+
+
+def adjust_brightness(images: Any, factor: Any, additive: bool = False, clip: bool = True) -> Any:
+    """`x * factor`, or `x + factor` (SimCLR's first version, `tf.image.adjust_brightness`).
+
+    Args:
+        images: Float tensor in [0, 1].
+        factor: A number or `(B,)`.
+        additive: Whether to add.
+        clip: Whether to clip the result to [0, 1], as torchvision does.
+    """
+    images = ops.convert_to_tensor(images)
+    factor = _per_sample(factor)
+    images = images + factor if additive else images * factor
+    return ops.clip(images, 0.0, 1.0) if clip else images
+
+
+def adjust_contrast(
+    images: Any,
+    factor: Any,
+    definition: str = "torchvision",
+    clip: bool = True,
+    channel_axis: int = -1,
+) -> Any:
+    """`factor * x + (1 - factor) * m`.
+
+    `m` is the mean of the image's luma (`"torchvision"`; PIL rounds it to 8 bits) or the mean of
+    each channel (`"tensorflow"`).
+
+    Args:
+        images: Float tensor in [0, 1].
+        factor: A number or `(B,)`.
+        definition: `"torchvision"` or `"tensorflow"`.
+        clip: Whether to clip the result to [0, 1].
+        channel_axis: -1, or -2 for the row-planar layout.
+    """
+    _check_choice("definition", definition, _DEFINITIONS)
+    images = ops.convert_to_tensor(images)
+    factor = _per_sample(factor)
+    if definition == "torchvision":
+        gray = grayscale(images, channel_axis, keep_channels=False)
+        mean = ops.mean(gray, axis=(1, 2, 3), keepdims=True)
+    else:
+        mean = ops.mean(images, axis=(1, 2 if channel_axis == -1 else 3), keepdims=True)
+    images = images * factor + mean * (1.0 - factor)
+    return ops.clip(images, 0.0, 1.0) if clip else images
+
+
+def adjust_saturation(
+    images: Any,
+    factor: Any,
+    definition: str = "torchvision",
+    clip: bool = True,
+    channel_axis: int = -1,
+) -> Any:
+    """Changes the saturation.
+
+    `"torchvision"` blends with the luma: `factor * x + (1 - factor) * gray(x)`. `"tensorflow"` scales
+    S of HSV and limits it to 1: `V - (V - x) * min(factor, V / (V - min))` with `V` the largest
+    and `min` the smallest channel of the pixel.
+
+    Args:
+        images: Float tensor in [0, 1].
+        factor: A number or `(B,)`.
+        definition: `"torchvision"` or `"tensorflow"`.
+        clip: Whether to clip the result to [0, 1].
+        channel_axis: -1, or -2 for the row-planar layout.
+    """
+    _check_choice("definition", definition, _DEFINITIONS)
+    images = ops.convert_to_tensor(images)
+    factor = _per_sample(factor)
+    if definition == "torchvision":
+        gray = grayscale(images, channel_axis, keep_channels=False)
+        images = images * factor + gray * (1.0 - factor)
+    else:
+        red, green, blue = _channels(images, channel_axis)
+        value = ops.maximum(ops.maximum(red, green), blue)
+        chroma = value - ops.minimum(ops.minimum(red, green), blue)
+        limit = ops.minimum(factor, value / ops.maximum(chroma, 1e-12))
+        images = value - (value - images) * limit
+    return ops.clip(images, 0.0, 1.0) if clip else images
+
+
+def adjust_hue(images: Any, delta: Any, channel_axis: int = -1) -> Any:
+    """Turns the hue of HSV by `delta` turns.
+
+    With `V` the largest and `m` the smallest channel, the hue is a position `h` on a hexagon of
+    circumference 6; after `h <- (h + 6 delta) mod 6` the channels are
+    `m + (V - m) * clip(|h - 3| - 1)`, `... clip(2 - |h - 2|)` and `... clip(2 - |h - 4|)`, which needs no
+    branch on the sextant. Exact in float, as `tf.image.adjust_hue` and torchvision on float
+    tensors are; PIL and torchvision on 8-bit images round H, S and V to 8 bits, which moves
+    single pixels by several levels.
+
+    Args:
+        images: Float tensor in [0, 1].
+        delta: A number or `(B,)`, in turns: [-0.5, 0.5] covers all hues.
+        channel_axis: -1, or -2 for the row-planar layout.
+    """
+    images = ops.convert_to_tensor(images)
+    delta = _per_sample(delta)
+    red, green, blue = _channels(images, channel_axis)
+    value = ops.maximum(ops.maximum(red, green), blue)
+    low = ops.minimum(ops.minimum(red, green), blue)
+    chroma = value - low
+    is_red, is_green = value == red, value == green
+    slope = ops.where(is_red, green - blue, ops.where(is_green, blue - red, red - green))
+    corner = ops.where(is_red, 0.0, ops.where(is_green, 2.0, 4.0))
+    # Where the chroma is 0 the slope is 0 too, so any positive divisor will do.
+    hue = corner + slope / ops.maximum(chroma, 1e-12) + 6.0 * delta
+    hue = hue - 6.0 * ops.floor(hue * (1.0 / 6.0))
+    shades = (
+        ops.clip(ops.abs(hue - 3.0) - 1.0, 0.0, 1.0),
+        ops.clip(2.0 - ops.abs(hue - 2.0), 0.0, 1.0),
+        ops.clip(2.0 - ops.abs(hue - 4.0), 0.0, 1.0),
+    )
+    return low + chroma * ops.concatenate(shades, axis=channel_axis)
+
+
+def color_jitter(
+    images: Any,
+    brightness: Any,
+    contrast: Any,
+    saturation: Any,
+    hue: Any,
+    order: Any = (0, 1, 2, 3),
+    definition: str = "torchvision",
+    channel_axis: int = -1,
+) -> Any:
+    """Brightness, contrast, saturation and hue, each followed by clipping to [0, 1].
+
+    Args:
+        images: Float tensor in [0, 1].
+        brightness, contrast, saturation: Factors, numbers or `(B,)`.
+        hue: Turns, a number or `(B,)`.
+        order: The order of the operations, 0 to 3 being brightness, contrast, saturation, hue: a
+            tuple for all images, or a `(B, 4)` integer tensor with an order for each image.
+        definition: `"torchvision"`; `"simclr_v2"`, with TensorFlow's contrast and saturation; or
+            `"simclr_v1"`, where `brightness` is added.
+        channel_axis: -1, or -2 for the row-planar layout.
+
+    Returns:
+        Float tensor of the shape of `images`.
+
+    Example:
+
+    >>> images = keras.random.uniform((2, 8, 8, 3))
+    >>> jittered = color_jitter(images, 1.2, [0.5, 1.5], 0.8, 0.1, order=(3, 1, 0, 2))
+    """
+    _check_choice("definition", definition, ("torchvision", "simclr_v1", "simclr_v2"))
+    images = ops.convert_to_tensor(images)
+    family = "torchvision" if definition == "torchvision" else "tensorflow"
+    additive = definition == "simclr_v1"
+    if isinstance(order, (tuple, list)):
+        if sorted(order) != [0, 1, 2, 3]:
+            raise ValueError(
+                f"`order` must be a permutation of (0, 1, 2, 3). Received: order={order}"
+            )
+        for operation in order:
+            if operation == 0:
+                images = adjust_brightness(images, brightness, additive)
+            elif operation == 1:
+                images = adjust_contrast(images, contrast, family, True, channel_axis)
+            elif operation == 2:
+                images = adjust_saturation(images, saturation, family, True, channel_axis)
+            else:
+                # The hue keeps values inside [0, 1] but for rounding.
+                images = ops.clip(adjust_hue(images, hue, channel_axis), 0.0, 1.0)
+        return images
+
+    # An order for each image: the hue, the dearest operation, is computed once; three slots
+    # before it and three after it hold whichever of the others come there, or nothing.
+    order = ops.convert_to_tensor(order)
+    place = ops.cast(ops.argsort(order, axis=1), "int32")  # (B, 4): when each operation comes
+    factors = (brightness, contrast, saturation)
+    factors = tuple(ops.convert_to_tensor(factor, dtype="float32") for factor in factors)
+    hue_place = place[:, 3]
+
+    def slot(images, at, wanted):
+        chosen = [ops.logical_and(place[:, i] == at, wanted) for i in range(3)]
+        neutral = (0.0 if additive else 1.0, 1.0, 1.0)
+        b, c, s = (ops.where(chosen[i], factors[i], neutral[i]) for i in range(3))
+        return _affine_slot(images, b, c, s, family, additive, channel_axis)
+
+    for at in range(3):
+        images = slot(images, at, hue_place > at)
+    images = adjust_hue(images, hue, channel_axis)
+    for at in range(1, 4):
+        images = slot(images, at, hue_place < at)
+    return images
+
+
+def _affine_slot(
+    images: Any,
+    brightness: Any,
+    contrast: Any,
+    saturation: Any,
+    family: str,
+    additive: bool,
+    axis: int,
+) -> Any:
+    """One of brightness, contrast or saturation per image; the factors of the others are neutral."""
+    b, c, s = (_per_sample(value) for value in (brightness, contrast, saturation))
+    if family == "torchvision":
+        # All three are `scale * x + shift` with a shift made of the luma, so one pass does.
+        gray = grayscale(images, axis, keep_channels=False)
+        mean = ops.mean(gray, axis=(1, 2, 3), keepdims=True)
+        images = images * (b * c * s) + (gray * (1.0 - s) + mean * (1.0 - c))
+        return ops.clip(images, 0.0, 1.0)
+    mean = ops.mean(images, axis=(1, 2 if axis == -1 else 3), keepdims=True)
+    if additive:
+        images = images * c + (mean * (1.0 - c) + b)
+    else:
+        images = images * (b * c) + mean * (1.0 - c)
+    images = ops.clip(images, 0.0, 1.0)
+    return adjust_saturation(images, s, family, True, axis)
+
+
+def solarize(images: Any, selected: Any = True, threshold: float = 0.5) -> Any:
+    """Inverts the values of the selected images that are at or above a threshold.
+
+    PIL's `solarize` inverts 8-bit values of 128 or more. A float value counts as the 8-bit value
+    it would be rounded to, so the default threshold is 127.5 / 255.
+
+    Args:
+        images: Float tensor `(B, H, W, C)` in [0, 1].
+        selected: Booleans, one or `(B,)`.
+        threshold: In [0, 1].
+    """
+    images = ops.convert_to_tensor(images)
+    selected = _per_sample(ops.cast(ops.convert_to_tensor(selected), "float32"))
+    invert = ops.logical_and(images >= threshold, selected > 0.5)
+    return ops.where(invert, 1.0 - images, images)
+
+
+def normalize(images: Any, mean: Any, std: Any) -> Any:
+    """`(x - mean) / std` for each channel of `(B, H, W, C)`."""
+    images = ops.convert_to_tensor(images)
+    mean, std = np.asarray(mean, "float32"), np.asarray(std, "float32")
+    return images * (1.0 / std) - mean / std
+
+
+# --- blur --------------------------------------------------------------------------------------
+
+
+def _box_matrix(size: int, radius: Any) -> Any:
+    """PIL's box blur of a fractional radius, edges repeated: `(B, size, size)`."""
+    out = ops.arange(size, dtype="float32")[None, :, None]
+    pixel = ops.arange(size, dtype="float32")[None, None, :]
+    # The weight of a tap at distance d is 1 up to floor(radius), then the fraction, then 0. Taps
+    # past an edge fall on it: the sum of that tail in closed form.
+    reach = radius + 0.5
+    inner = ops.clip(reach - ops.abs(pixel - out) + 0.5, 0.0, 1.0)
+
+    def tail(distance):  # sum of the weights of taps at `distance` and beyond
+        whole = ops.floor(radius)
+        return ops.maximum(whole - distance + 1.0, 0.0) + ops.where(
+            distance <= whole + 1.0, radius - whole, 0.0
+        )
+
+    matrix = ops.where(pixel == 0.0, tail(out), inner)
+    matrix = ops.where(pixel == size - 1.0, tail(size - 1.0 - out), matrix)
+    return matrix / (2.0 * radius + 1.0)
+
+
+def blur_matrix(
+    size: int,
+    sigma: Any,
+    kernel_size: int | None = None,
+    padding: str = "zero",
+    selected: Any = None,
+) -> Any:
+    """The matrices that blur one axis.
+
+    `w[i, p] = exp(-(i - p)^2 / (2 sigma^2))` for `|i - p| <= kernel_size // 2`, divided by the sum
+    over the whole kernel. `padding` says what lies beyond the edge:
+
+    - `"zero"`: nothing (TensorFlow's SAME: the edges darken);
+    - `"valid"`: the output is smaller by `2 * (kernel_size // 2)`;
+    - `"reflect"`: the image mirrored about its edge pixel (torchvision);
+    - `"edge"`: the edge pixel repeated;
+    - `"pil"`: not a Gaussian, but PIL's `GaussianBlur(radius=sigma)`: three box blurs of a
+      fractional radius with the edge pixel repeated. `kernel_size` is not used.
+
+    Args:
+        size: Pixels on the axis.
+        sigma: Standard deviation in pixels, > 0: a number or `(B,)`.
+        kernel_size: Number of taps; an even number counts as the next odd one, as SimCLR's does.
+            `None`: the whole axis.
+        padding: See above.
+        selected: `None`, or `(B,)` booleans: the other matrices are the identity.
+
+    Returns:
+        float32 `(B or 1, out, size)`.
+    """
+    _check_choice("padding", padding, ("zero", "valid", "reflect", "edge", "pil"))
+    sigma = ops.reshape(ops.convert_to_tensor(sigma, dtype="float32"), (-1, 1, 1))
+    if padding == "pil":
+        variance = sigma * sigma / 3.0
+        whole = ops.floor((ops.sqrt(12.0 * variance + 1.0) - 1.0) / 2.0)
+        part = (2.0 * whole + 1.0) * (whole * (whole + 1.0) - 3.0 * variance)
+        part = part / (6.0 * (variance - (whole + 1.0) * (whole + 1.0)))
+        box = _box_matrix(size, whole + part)
+        matrix = ops.matmul(ops.matmul(box, box), box)
+        rows = size
+    else:
+        radius = size - 1 if kernel_size is None else min(kernel_size // 2, 8 * size)
+        if padding == "reflect" and radius >= size:
+            raise ValueError(
+                "Reflection needs a kernel that reaches less than the image's size beyond it. "
+                f"Received: kernel_size={kernel_size}, size={size}"
+            )
+        first = radius if padding == "valid" else 0
+        rows = size - 2 * first
+        if rows < 1:
+            raise ValueError(
+                f"The kernel is larger than the image. Received: kernel_size={kernel_size}, "
+                f"size={size}, padding='valid'"
+            )
+        out = (np.arange(rows) + first)[:, None]
+        taps = np.arange(-radius, radius + 1)
+        scale = -0.5 / (sigma * sigma)
+        total = ops.sum(ops.exp((taps * taps).astype("float32")[None, None, :] * scale), axis=-1)
+
+        def weights(distance):
+            inside = np.abs(distance) <= radius
+            if not inside.any():
+                return 0.0
+            value = ops.exp((distance * distance).astype("float32")[None] * scale)
+            return ops.where(inside[None], value, 0.0)
+
+        pixel = np.arange(size)[None, :]
+        matrix = weights(out - pixel)
+        if padding == "reflect":
+            # Only the pixel's own mirror images are other pixels: the edge is not repeated.
+            matrix = matrix + ops.where(pixel[None] > 0, weights(out + pixel), 0.0)
+            mirrored = weights(2 * (size - 1) - pixel - out)
+            matrix = matrix + ops.where(pixel[None] < size - 1, mirrored, 0.0)
+        elif padding == "edge":
+            for edge, sign in ((0, -1), (size - 1, 1)):
+                beyond = edge + sign * np.arange(1, radius + 1)[None, :]
+                tail = ops.sum(weights(out - beyond), axis=-1, keepdims=True) if radius else 0.0
+                matrix = matrix + ops.where(pixel[None] == edge, tail, 0.0)
+        matrix = matrix / total[..., None]
+    if selected is not None:
+        if rows != size:
+            raise ValueError("`selected` needs a padding that keeps the size, not 'valid'.")
+        chosen = ops.reshape(ops.cast(selected, "float32"), (-1, 1, 1))
+        matrix = chosen * matrix + (1.0 - chosen) * np.eye(size, dtype="float32")[None]
+    return matrix
+
+
+def gaussian_blur(
+    images: Any,
+    sigma: Any,
+    kernel_size: int | None = None,
+    padding: str = "reflect",
+    selected: Any = None,
+    channel_axis: int = -1,
+) -> Any:
+    """Separable Gaussian blur, as two matrix products.
+
+    Args:
+        images: Float tensor `(B, H, W, C)`.
+        sigma: Standard deviation in pixels, a number or `(B,)`.
+        kernel_size: Taps of the kernel; `None` for no limit.
+        padding: `"zero"` is SimCLR's, `"reflect"` torchvision's, `"pil"` PIL's approximation by
+            boxes; see `blur_matrix` for these and the others.
+        selected: `None`, or `(B,)` booleans: which images to blur.
+        channel_axis: -1, or -2 for the row-planar layout.
+
+    Returns:
+        float32 tensor of the shape of `images` (smaller for `"valid"`).
+
+    Raises:
+        ValueError: If the kernel does not fit the image, or the padding is unknown.
+
+    Example:
+
+    >>> images = keras.random.uniform((2, 16, 16, 3))
+    >>> gaussian_blur(images, sigma=[0.5, 2.0], kernel_size=5).shape
+    (2, 16, 16, 3)
+    """
+    images = ops.convert_to_tensor(images)
+    _check_images(images)
+    if channel_axis == -1:
+        images = to_row_planar(images)
+    columns = blur_matrix(images.shape[3], sigma, kernel_size, padding, selected)
+    if images.shape[1] == images.shape[3]:
+        rows = columns
+    else:
+        rows = blur_matrix(images.shape[1], sigma, kernel_size, padding, selected)
+    images = apply_rows(apply_columns(images, columns), rows)
+    return from_row_planar(images) if channel_axis == -1 else images
