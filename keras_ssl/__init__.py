@@ -1,0 +1,33 @@
+"""Self-supervised vision for Keras 3, equal on JAX, TensorFlow and PyTorch."""
+
+from keras_ssl import (
+    augmentation,
+    backbones,
+    converters,
+    datasets,
+    evaluation,
+    layers,
+    losses,
+    models,
+    optimizers,
+    schedules,
+    visualization,
+)
+from keras_ssl.presets import list_presets
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "augmentation",
+    "backbones",
+    "converters",
+    "datasets",
+    "evaluation",
+    "layers",
+    "list_presets",
+    "losses",
+    "models",
+    "optimizers",
+    "schedules",
+    "visualization",
+]

@@ -1,0 +1,107 @@
+"""Projection and prediction heads."""
+
+import keras
+
+
+@keras.saving.register_keras_serializable(package="keras_ssl")
+class ProjectionHead(keras.layers.Layer):
+    """MLP with batch normalisation, as in the joint-embedding methods.
+
+    Every layer but the last is `relu(BN(W x))`; the last is `BN(W x)` (or `W x`). Weights have
+    no bias where batch normalisation follows, since it would subtract it.
+
+    Args:
+        output_dim: width of the output.
+        hidden_dim: width of the hidden layers; the input's width when `None`.
+        num_layers: number of linear layers: 2 in SimCLR, 3 in SimCLR v2.
+        final_batch_norm: normalise the output too.
+        final_center: give that normalisation a learned offset (SimCLR's has none).
+        final_scale: give it a learned gain.
+        batch_norm_momentum: of the moving statistics.
+        batch_norm_epsilon: added to the variance.
+
+    Example:
+
+    >>> ProjectionHead(128, hidden_dim=512)(np.zeros((4, 384), "float32")).shape
+    (4, 128)
+
+    Reference:
+        Chen et al., A Simple Framework for Contrastive Learning of Visual Representations,
+        2020, section 4.2; Chen et al., Big Self-Supervised Models are Strong Semi-Supervised
+        Learners, 2020, section 2.
+    """
+
+    def __init__(
+        self,
+        output_dim: int,
+        hidden_dim: int | None = None,
+        num_layers: int = 2,
+        final_batch_norm: bool = True,
+        final_center: bool = False,
+        final_scale: bool = True,
+        batch_norm_momentum: float = 0.9,
+        batch_norm_epsilon: float = 1e-5,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if num_layers < 1:
+            raise ValueError(f"`num_layers` must be positive. Received: num_layers={num_layers}")
+        self.output_dim = output_dim
+        self.hidden_dim = hidden_dim
+        self.num_layers = num_layers
+        self.final_batch_norm = final_batch_norm
+        self.final_center = final_center
+        self.final_scale = final_scale
+        self.batch_norm_momentum = batch_norm_momentum
+        self.batch_norm_epsilon = batch_norm_epsilon
+
+    def build(self, input_shape):
+        dim = input_shape[-1]
+        self.linears, self.norms = [], []
+        for i in range(self.num_layers):
+            last = i == self.num_layers - 1
+            units = self.output_dim if last else (self.hidden_dim or input_shape[-1])
+            normalized = self.final_batch_norm or not last
+            linear = keras.layers.Dense(
+                units, use_bias=not normalized, dtype=self.dtype_policy, name=f"linear_{i}"
+            )
+            linear.build((None, dim))
+            self.linears.append(linear)
+            if normalized:
+                norm = keras.layers.BatchNormalization(
+                    momentum=self.batch_norm_momentum,
+                    epsilon=self.batch_norm_epsilon,
+                    center=self.final_center if last else True,
+                    scale=self.final_scale if last else True,
+                    dtype=self.dtype_policy,
+                    name=f"norm_{i}",
+                )
+                norm.build((None, units))
+                self.norms.append(norm)
+            dim = units
+        self.built = True
+
+    def call(self, x, training=None):
+        for i, linear in enumerate(self.linears):
+            x = linear(x)
+            if i < len(self.norms):
+                x = self.norms[i](x, training=training)
+            if i < self.num_layers - 1:
+                x = keras.ops.relu(x)
+        return x
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape[:-1], self.output_dim)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "output_dim": self.output_dim,
+            "hidden_dim": self.hidden_dim,
+            "num_layers": self.num_layers,
+            "final_batch_norm": self.final_batch_norm,
+            "final_center": self.final_center,
+            "final_scale": self.final_scale,
+            "batch_norm_momentum": self.batch_norm_momentum,
+            "batch_norm_epsilon": self.batch_norm_epsilon,
+        }

@@ -1,0 +1,50 @@
+"""How pictures are made ready for a backbone, in keras-hub's form."""
+
+import keras
+import keras_hub
+
+from keras_ssl.backbones.vit import ViTBackbone
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@keras.saving.register_keras_serializable(package="keras_ssl")
+class ImageConverter(keras_hub.layers.ImageConverter):
+    """`keras_hub.layers.ImageConverter` of our vision transformer: size, crop, scale and offset."""
+
+    backbone_cls = ViTBackbone
+
+
+@keras.saving.register_keras_serializable(package="keras_ssl")
+class ImagePreprocessor(keras_hub.models.ImageClassifierPreprocessor):
+    """Preprocessor of our models; what `keras_hub.models.ImageClassifier` finds for the ViT."""
+
+    backbone_cls = ViTBackbone
+    image_converter_cls = ImageConverter
+
+
+def default_preprocessor(
+    backbone, mean=IMAGENET_MEAN, std=IMAGENET_STD, interpolation="bicubic"
+) -> ImagePreprocessor:
+    """Centre crop to the aspect ratio, antialiased resize, `(x / 255 - mean) / std`.
+
+    Args:
+        backbone: gives the image size, where it has a fixed one.
+        mean: per channel, for pixels in `[0, 1]`.
+        std: per channel, for pixels in `[0, 1]`.
+        interpolation: `"bicubic"` or `"bilinear"`.
+    """
+    shape = getattr(backbone, "image_shape", None) or backbone.input_shape[1:]
+    size = tuple(shape[:2]) if shape[0] else None
+    if shape[2] != len(mean):
+        mean, std = (0.5,) * shape[2], (0.25,) * shape[2]
+    return ImagePreprocessor(
+        ImageConverter(
+            image_size=size,
+            scale=[1 / (255 * s) for s in std],
+            offset=[-m / s for m, s in zip(mean, std, strict=True)],
+            interpolation=interpolation,
+            antialias=True,
+        )
+    )

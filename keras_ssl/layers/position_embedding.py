@@ -1,0 +1,134 @@
+"""Position tables of the vision transformers, and their interpolation to other image sizes."""
+
+import math
+
+import numpy as np
+
+
+def sincos_position_embedding(
+    dim: int, height: int, width: int, layout: str = "mae", temperature: float = 10000.0
+) -> np.ndarray:
+    """Fixed 2-D sine-cosine position embedding.
+
+    With `m = dim / 4` frequencies `w_i = temperature ** (-i / m)`, a patch in row `r` and column
+    `c` is described by `sin` and `cos` of `r * w` and `c * w`. The papers' codes order these four
+    groups differently:
+
+    - `"mae"`: `[sin(c w), cos(c w), sin(r w), cos(r w)]`,
+    - `"moco_v3"`: `[sin(r w), cos(r w), sin(c w), cos(c w)]`.
+
+    Args:
+        dim: embedding width, a positive multiple of 4.
+        height: rows of patches.
+        width: columns of patches.
+        layout: `"mae"` or `"moco_v3"`.
+        temperature: base of the geometric frequencies.
+
+    Returns:
+        A float32 array of shape `(height * width, dim)`, computed in float64.
+
+    Example:
+
+    >>> sincos_position_embedding(32, 4, 4).shape
+    (16, 32)
+
+    Reference:
+        He et al., Masked Autoencoders Are Scalable Vision Learners, 2021, section 3 and the
+        appendix; Chen et al., An Empirical Study of Training Self-Supervised Vision
+        Transformers, 2021, section 4.
+    """
+    if dim <= 0 or dim % 4:
+        raise ValueError(
+            "A 2-D sine-cosine position embedding needs a width that is a positive multiple of 4 "
+            f"(sine and cosine of two coordinates). Received: dim={dim}"
+        )
+    frequencies = temperature ** (-np.arange(dim // 4, dtype=np.float64) / (dim // 4))
+    rows = np.arange(height, dtype=np.float64)[:, None] * frequencies
+    columns = np.arange(width, dtype=np.float64)[:, None] * frequencies
+    rows = np.concatenate([np.sin(rows), np.cos(rows)], axis=1)[:, None].repeat(width, axis=1)
+    columns = np.concatenate([np.sin(columns), np.cos(columns)], axis=1)[None].repeat(
+        height, axis=0
+    )
+    if layout == "mae":
+        table = np.concatenate([columns, rows], axis=-1)
+    elif layout == "moco_v3":
+        table = np.concatenate([rows, columns], axis=-1)
+    else:
+        raise ValueError(f'`layout` must be "mae" or "moco_v3". Received: layout={layout!r}')
+    return table.reshape(height * width, dim).astype("float32")
+
+
+def bicubic_matrix(
+    size: int, new_size: int, scale: float | None = None, antialias: bool = False
+) -> np.ndarray:
+    """One axis of PyTorch's bicubic interpolation as a matrix.
+
+    The papers' codes resize position embeddings with `torch.nn.functional.interpolate`, so
+    its two definitions are the ones to meet: without antialiasing the kernel has `a = -0.75` and
+    clamps at the border, with it `a = -0.5` and the kernel is cut at the border and renormalised.
+    The destination sample `i` looks at `(i + 0.5) / scale - 0.5` in the source.
+
+    Args:
+        size: number of source samples.
+        new_size: number of samples wanted.
+        scale: magnification that maps coordinates. `new_size / size` when `None`; DINO passes
+            `(new_size + 0.1) / size`.
+        antialias: widen the kernel when shrinking.
+
+    Returns:
+        A float64 array `(new_size, size)`; rows sum to one.
+    """
+    scale = new_size / size if scale is None else scale
+    a = -0.5 if antialias else -0.75
+    stretch = max(1.0, 1.0 / scale) if antialias else 1.0
+    centers = (np.arange(new_size) + 0.5) / scale - 0.5
+    if antialias:
+        sources = np.arange(size)
+        distance = np.abs(centers[:, None] - sources[None]) / stretch
+        matrix = _cubic(distance, a)
+        return matrix / matrix.sum(axis=1, keepdims=True)
+    matrix = np.zeros((new_size, size))
+    first = np.floor(centers).astype(int) - 1
+    for tap in range(4):
+        weights = _cubic(np.abs(centers - (first + tap)), a)
+        np.add.at(matrix, (np.arange(new_size), np.clip(first + tap, 0, size - 1)), weights)
+    return matrix
+
+
+def _cubic(distance: np.ndarray, a: float) -> np.ndarray:
+    d = distance
+    near = ((a + 2) * d - (a + 3)) * d * d + 1
+    far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
+    return np.where(d <= 1, near, np.where(d < 2, far, 0.0))
+
+
+def grid_interpolation_matrix(
+    grid: tuple[int, int],
+    new_grid: tuple[int, int],
+    offset: float = 0.0,
+    antialias: bool = False,
+) -> np.ndarray:
+    """Matrix `(new_rows * new_columns, rows * columns)` that resizes a flattened grid of vectors.
+
+    Args:
+        grid: `(rows, columns)` of the table.
+        new_grid: `(rows, columns)` wanted.
+        offset: added to the new size before it is divided into a scale: 0.1 in DINO and in
+            DINOv2 without registers (it guards against a rounding problem there), else 0.
+        antialias: see `bicubic_matrix`.
+    """
+    axes = [
+        bicubic_matrix(old, new, scale=(new + offset) / old, antialias=antialias)
+        for old, new in zip(grid, new_grid, strict=True)
+    ]
+    return np.kron(*axes).astype("float32")
+
+
+def square_grid(num_patches: int) -> tuple[int, int]:
+    """The grid of a square picture with `num_patches` patches."""
+    side = math.isqrt(num_patches)
+    if side * side != num_patches:
+        raise ValueError(
+            f"Expected a square number of patches. Received: num_patches={num_patches}"
+        )
+    return side, side

@@ -1,0 +1,165 @@
+"""Fine-tuning: an image classifier over our vision transformer."""
+
+import keras
+import keras_hub
+
+from keras_ssl.backbones.vit import ViTBackbone
+from keras_ssl.layers.image_converter import ImagePreprocessor
+from keras_ssl.presets import resolve_preset
+from keras_ssl.training.optimizers import AdamW
+from keras_ssl.training.schedules import WarmupCosine
+
+
+@keras.saving.register_keras_serializable(package="keras_ssl")
+class ImageClassifier(keras_hub.models.ImageClassifier):
+    """Classifier over a `ViTBackbone`; what `keras_hub.models.ImageClassifier` finds for it.
+
+    `logits = W pool(z) + b`. With `pooling="token"` the class token of the backbone's output is
+    used; with `"mean"` the mean over patches before the final normalisation, which then gets a
+    layer normalisation of its own (MAE's fine-tuning).
+
+    Args:
+        backbone: a `keras_ssl.backbones.ViTBackbone`, for example
+            `ViTBackbone.from_preset(preset, drop_path_rate=0.1)`.
+        num_classes: number of classes.
+        preprocessor: an `ImagePreprocessor`, or `None` for images that are ready.
+        pooling: `"token"` or `"mean"`.
+        activation: of the output; `None` gives logits.
+        dropout: rate before the last layer.
+        head_dtype: dtype policy of the head; the backbone's when `None`.
+        name: name of the model.
+
+    Example:
+
+    ```python
+    model = keras_ssl.models.ImageClassifier.from_preset(preset, num_classes=10, pooling="mean")
+    model.compile(learning_rate=1e-3, layer_decay=0.75)
+    model.fit(images, labels, epochs=5)  # images in [0, 255], integer labels
+    ```
+
+    Reference:
+        He et al., Masked Autoencoders Are Scalable Vision Learners, 2021, appendix A.1.
+    """
+
+    backbone_cls = ViTBackbone
+    preprocessor_cls = ImagePreprocessor
+
+    def __init__(
+        self,
+        backbone,
+        num_classes: int,
+        preprocessor=None,
+        pooling: str = "token",
+        activation=None,
+        dropout: float = 0.0,
+        head_dtype=None,
+        name: str | None = None,
+    ):
+        if pooling not in ("token", "mean"):
+            raise ValueError(f'`pooling` must be "token" or "mean". Received: pooling={pooling!r}')
+        if pooling == "token" and not backbone.use_class_token:
+            raise ValueError('This backbone has no class token: use pooling="mean".')
+        # Not the functional constructor of the base: our backbone takes any image size.
+        keras_hub.models.Task.__init__(self, compile=False, name=name)
+        self.backbone = backbone
+        self.dtype_policy = backbone.dtype_policy
+        self.preprocessor = preprocessor
+        self.num_classes = num_classes
+        self.pooling = pooling
+        self.activation = activation
+        self.dropout = dropout
+        head_dtype = keras.dtype_policies.get(head_dtype or backbone.dtype_policy)
+        self.head_norm = None
+        if pooling == "mean":
+            self.head_norm = keras.layers.LayerNormalization(
+                epsilon=backbone.layer_norm_epsilon, dtype=head_dtype, name="head_norm"
+            )
+            self.head_norm.build((None, backbone.hidden_dim))
+            if backbone.norm is not None:
+                backbone.norm.trainable = False  # it takes no part
+        self.output_dropout = keras.layers.Dropout(dropout, dtype=head_dtype, name="output_dropout")
+        self.output_dense = keras.layers.Dense(
+            num_classes,
+            activation=activation,
+            kernel_initializer=keras.initializers.TruncatedNormal(stddev=2e-5),
+            dtype=head_dtype,
+            name="predictions",
+        )
+        self.output_dense.build((None, backbone.hidden_dim))
+        self.built = True
+        self.compile()
+
+    def features(self, images, training=False):
+        """What the last layer sees: `(batch, hidden_dim)`."""
+        if self.pooling == "token":
+            return self.backbone.pool(self.backbone(images, training=training), "token")
+        outputs = self.backbone(images, training=training, return_intermediate=True)
+        return self.head_norm(self.backbone.pool(outputs["intermediate"][-1], "mean"))
+
+    def call(self, images, training=False):
+        x = self.output_dropout(self.features(images, training), training=training)
+        return self.output_dense(x)
+
+    def compile(
+        self,
+        optimizer="auto",
+        loss="auto",
+        *,
+        metrics="auto",
+        learning_rate: float = 5e-4,
+        weight_decay: float = 0.05,
+        layer_decay: float = 0.75,
+        total_steps: int | None = None,
+        **kwargs,
+    ):
+        """Configures fine-tuning; see `keras_hub.models.ImageClassifier.compile`.
+
+        Args:
+            optimizer: `"auto"` for AdamW with layer-wise learning rate decay, or any other.
+            loss: `"auto"` for sparse categorical cross-entropy.
+            metrics: `"auto"` for accuracy.
+            learning_rate: with `"auto"`: of the last layer.
+            weight_decay: with `"auto"`: not applied to biases, norms, tokens and positions.
+            layer_decay: with `"auto"`: factor per layer downwards, in `(0, 1]`.
+            total_steps: with `"auto"`: steps of the run, for warm-up (a twentieth) and cosine
+                decay; `None` keeps the learning rate constant.
+            **kwargs: of `keras.Model.compile`.
+        """
+        if optimizer == "auto":
+            schedule = learning_rate
+            if total_steps is not None:
+                schedule = WarmupCosine(learning_rate, total_steps, total_steps // 20)
+            optimizer = AdamW(
+                schedule,
+                weight_decay=weight_decay,
+                beta_1=0.9,
+                beta_2=0.999,
+                exclude_from_weight_decay=self.no_weight_decay(),
+                learning_rate_multipliers=self.backbone.layer_decay_multipliers(layer_decay),
+            )
+        super().compile(optimizer=optimizer, loss=loss, metrics=metrics, **kwargs)
+
+    @staticmethod
+    def no_weight_decay() -> list[str]:
+        """Patterns of parameters that fine-tuning does not decay, as in the official code."""
+        return ["bias$", "gamma$", "beta$", "class_token$", "position_embedding$"]
+
+    def get_compile_config(self):
+        return keras.Model.get_compile_config(self)
+
+    def compile_from_config(self, config):
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
+
+    @classmethod
+    def from_preset(cls, preset, load_weights=True, **kwargs):
+        """Loads a classifier, or puts a new head on the backbone of any method's preset.
+
+        Args:
+            preset: a shipped name, a folder, or a hub handle.
+            load_weights: `False` for new weights.
+            **kwargs: `num_classes` (needed where the preset holds no classifier), `pooling`, ...
+        """
+        return super().from_preset(resolve_preset(preset), load_weights=load_weights, **kwargs)
+
+

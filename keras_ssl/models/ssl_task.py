@@ -1,0 +1,581 @@
+"""The base of every method: what a self-supervised model is, apart from its loss."""
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+
+import keras
+import keras_hub
+import numpy as np
+from keras import ops
+
+from keras_ssl.augmentation import Views, functional
+from keras_ssl.presets import resolve_preset
+from keras_ssl.training import data as data_utils
+from keras_ssl.training.random import RandomStream
+
+
+class SSLTask(keras_hub.models.Task):
+    """Base class of the self-supervised methods.
+
+    A method is a `keras_hub.models.Task`: `fit(images)` trains, `evaluate(images)` gives the loss
+    on held-out images without touching any state, `predict(images)` gives embeddings `(N, D)`,
+    and `save_to_preset` / `from_preset`, `.keras` files and weight files hold the whole state:
+    backbone, heads, counters and random streams.
+
+    Images come as uint8 or float in `[0, 255]`, in anything that `keras.Model.fit` takes. In
+    `fit` and `evaluate` they go through `augmenter` inside the compiled step. In `predict` they
+    are resized and normalised by `preprocessor`, inside the compiled step as well.
+
+    A method writes `compute_loss` and `default_optimizer`, and a constructor that calls this one.
+
+    Args:
+        backbone: a `keras_hub.models.Backbone` or any `keras.Model` from images to tokens
+            `(N, T, D)`, a map `(N, H, W, D)` or vectors `(N, D)`.
+        pooling: how `predict` makes one vector: `"token"` or `"mean"`. `None` takes the class
+            token where there is one, else the mean.
+        augmenter: a layer or callable `(images, training) -> views`, or `None`: then the data
+            is used as it is.
+        preprocessor: a `keras_hub.models.Preprocessor` with an image converter, or `None`: then
+            `predict` takes images that are ready for the backbone.
+        seed: of the model's own random stream.
+        name: name of the model.
+    """
+
+    def __init__(
+        self, backbone, pooling=None, augmenter=None, preprocessor=None, seed=None, name=None
+    ):
+        if not isinstance(backbone, keras.Model):
+            raise ValueError(
+                "`backbone` must be a keras.Model, for example a keras_ssl.backbones.ViTBackbone "
+                f"or a keras_hub.models.Backbone. Received: backbone={backbone!r}"
+            )
+        super().__init__(compile=False, name=name)
+        self.backbone = backbone
+        self.dtype_policy = backbone.dtype_policy
+        self.augmenter = augmenter
+        self.preprocessor = preprocessor
+        if pooling is None:
+            pooling = "token" if getattr(backbone, "use_class_token", False) else "mean"
+        if pooling not in ("token", "mean"):
+            raise ValueError(f'`pooling` must be "token" or "mean". Received: pooling={pooling!r}')
+        self.pooling = pooling
+        self.seed = seed
+        self.random = RandomStream(seed, name="random")
+        # An own counter: reading `optimizer.iterations` inside the loss fails on JAX.
+        self.seen_batches = self.add_weight(
+            shape=(), dtype="int", initializer="zeros", trainable=False, name="seen_batches"
+        )
+        self._auto_compile = None
+        self._planned_steps = 0
+        self._loss_only = False
+        self.built = True
+
+    # === What a method fills in ===
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        raise NotImplementedError(f"{type(self).__name__} must define `compute_loss`.")
+
+    def default_optimizer(self, total_steps: int, batch_size: int, steps_per_epoch: int):
+        """The paper's optimizer with its schedule laid out over `total_steps`."""
+        raise NotImplementedError(f"{type(self).__name__} must define `default_optimizer`.")
+
+    # === Views, embeddings ===
+
+    def make_views(self, images, training: bool):
+        """What the augmenter makes of a batch, as a tuple of batches."""
+        if self.augmenter is None:
+            return images if isinstance(images, (tuple, list)) else (images,)
+        views = self.augmenter(images, training=training)
+        return views if isinstance(views, (tuple, list)) else (views,)
+
+    def count_batch(self, training: bool) -> None:
+        """Counts a training batch; called once by every `compute_loss`."""
+        if training:
+            self.seen_batches.assign_add(1)
+
+    def encode(self, images, training=False):
+        """Embeddings `(N, D)` of images that are ready for the backbone."""
+        return pool_features(self.backbone, self.backbone(images, training=training), self.pooling)
+
+    def preprocess(self, images):
+        """Resizes and normalises images in `[0, 255]` as the preprocessor says, in the graph."""
+        if self.preprocessor is None:
+            return images
+        return convert_images(images, self.preprocessor.image_converter)
+
+    def call(self, images, training=False):
+        if self._loss_only:
+            # `compute_loss` does its own forward passes; what it is given here is not used.
+            return keras.tree.flatten(images)[0]
+        return self.encode(self.preprocess(data_utils.images_of(images)), training=training)
+
+    @contextlib.contextmanager
+    def _without_embedding(self):
+        self._loss_only = True
+        try:
+            yield
+        finally:
+            self._loss_only = False
+
+    def train_step(self, *args):
+        with self._without_embedding():
+            return super().train_step(*args)
+
+    def test_step(self, *args):
+        with self._without_embedding():
+            return super().test_step(*args)
+
+    # === Compiling ===
+
+    def compile(self, optimizer="auto", *, epochs=None, learning_rate=None, **kwargs):
+        """Configures training.
+
+        Args:
+            optimizer: `"auto"` for the paper's optimizer and schedule, laid out over the epochs
+                of the first `fit`, or a `keras.optimizers.Optimizer`.
+            epochs: with `"auto"`, length of the schedule where it should differ from the
+                epochs of the first `fit` (several `fit` calls that make one run).
+            learning_rate: with `"auto"`, peak learning rate for a batch of 256 instead of the
+                paper's; it is scaled to the batch size as the paper does.
+            **kwargs: of `keras.Model.compile`: `jit_compile`, `steps_per_execution`,
+                `run_eagerly`, `auto_scale_loss`.
+        """
+        if kwargs.get("loss") is not None or kwargs.get("metrics"):
+            raise ValueError(
+                f"{type(self).__name__} computes its own loss; leave `loss` and `metrics` out. "
+                f"Received: {sorted(kwargs)}"
+            )
+        if optimizer != "auto" and not (epochs is None and learning_rate is None):
+            raise ValueError(
+                '`epochs` and `learning_rate` belong to optimizer="auto"; give your optimizer its '
+                f"own schedule. Received: epochs={epochs}, learning_rate={learning_rate}"
+            )
+        self._auto_compile = None
+        self._planned_steps = 0
+        if optimizer == "auto":
+            self._auto_compile = {"epochs": epochs, "learning_rate": learning_rate, **kwargs}
+            optimizer = None
+        super().compile(optimizer=optimizer, **kwargs)
+
+    def get_compile_config(self):
+        config = super().get_compile_config() if self._auto_compile is None else {}
+        if self._auto_compile is not None and self.compiled:
+            optimizer = self.optimizer
+            config = {
+                "auto": self._auto_compile,
+                "planned_steps": self._planned_steps,
+                "optimizer": optimizer and keras.saving.serialize_keras_object(optimizer),
+            }
+        return config
+
+    def compile_from_config(self, config):
+        config = keras.saving.deserialize_keras_object(dict(config))
+        if "auto" in config:
+            self.compile("auto", **config["auto"])
+            if config["optimizer"] is not None:
+                self._set_auto_optimizer(config["optimizer"], config["planned_steps"])
+        else:
+            config = {k: v for k, v in config.items() if k not in ("loss", "metrics")}
+            config = {k: v for k, v in config.items() if v is not None}
+            self.compile(**config)
+        if self.optimizer is not None:
+            self.optimizer.build(self.trainable_variables)
+
+    def _set_auto_optimizer(self, optimizer, planned_steps):
+        auto = self._auto_compile
+        kwargs = {k: v for k, v in auto.items() if k not in ("epochs", "learning_rate")}
+        super().compile(optimizer=optimizer, **kwargs)
+        self._planned_steps = planned_steps
+
+    def _plan(self, batch_size, steps_per_epoch, epochs, initial_epoch):
+        """Lays the schedule out over this run, unless one that still holds has begun."""
+        if not self.compiled:
+            self.compile()
+        if self._auto_compile is None:
+            return
+        done = 0 if self.optimizer is None else int(self.optimizer.iterations)
+        if steps_per_epoch is None:
+            if self.optimizer is None:
+                raise ValueError(
+                    "The learning rate schedule needs to know how long an epoch is, and this "
+                    "dataset does not say. Pass `steps_per_epoch=` to fit, or an optimizer of "
+                    "your own to compile."
+                )
+            return
+        if self.optimizer is not None:
+            if done + steps_per_epoch * (epochs - initial_epoch) <= self._planned_steps:
+                return
+            print(
+                f"The learning rate schedule was made for {self._planned_steps} steps and {done} "
+                "are done: a new one begins. Give compile() `epochs=` to span several fit() calls."
+            )
+        total = steps_per_epoch * (self._auto_compile["epochs"] or epochs)
+        optimizer = self.default_optimizer(
+            total_steps=total, batch_size=batch_size, steps_per_epoch=steps_per_epoch
+        )
+        self._set_auto_optimizer(optimizer, total)
+
+    # === Training ===
+
+    def fit(
+        self,
+        x=None,
+        y=None,
+        batch_size=None,
+        epochs=1,
+        *,
+        validation_data=None,
+        validation_split=0.0,
+        shuffle=True,
+        initial_epoch=0,
+        steps_per_epoch=None,
+        **kwargs,
+    ):
+        """Trains on images; labels are ignored.
+
+        Arrays are shuffled every epoch and the last incomplete batch of an epoch is left out, as
+        in the reference codes. Pass a dataset to decide otherwise.
+
+        Args:
+            x: images `(N, height, width, channels)`, uint8 or float in `[0, 255]`; or any dataset
+                that `keras.Model.fit` takes, yielding images, `(images, labels)` or dicts with
+                the key `"images"`.
+            y: ignored.
+            batch_size: images in a batch, with arrays. Default 32.
+            epochs: passes over the data.
+            validation_data: held-out images whose loss is shown as `val_loss`.
+            validation_split: share of the array, taken from its end, to hold out.
+            shuffle: whether arrays are shuffled.
+            initial_epoch: where to resume.
+            steps_per_epoch: batches in an epoch, for datasets that do not say.
+            **kwargs: of `keras.Model.fit`: `verbose`, `callbacks`, `validation_steps`, ...
+
+        Returns:
+            A `keras.callbacks.History`.
+        """
+        if x is None:
+            raise ValueError("fit() needs images. Received: x=None")
+        if data_utils.is_array(x):
+            x = keras.tree.map_structure(_to_numpy, x)
+            images = data_utils.images_of(x)
+            self._check_images(images)
+            if validation_split:
+                cut = int(len(images) * (1 - validation_split))
+                validation_data = keras.tree.map_structure(lambda a: a[cut:], x)
+                x = keras.tree.map_structure(lambda a: a[:cut], x)
+                images = data_utils.images_of(x)
+            batch_size = min(batch_size or 32, len(images))
+            if batch_size < 1:
+                raise ValueError(f"`batch_size` must be positive. Received: {batch_size}")
+            x = data_utils.ArrayBatches(x, batch_size, shuffle=shuffle, seed=self.seed)
+            steps = len(x)
+        else:
+            if batch_size is not None or validation_split:
+                raise ValueError(
+                    "`batch_size` and `validation_split` are for arrays; a dataset has its own "
+                    f"batches. Received: batch_size={batch_size}, "
+                    f"validation_split={validation_split}"
+                )
+            first, x = data_utils.peek(x)
+            images = data_utils.images_of(first)
+            self._check_images(images)
+            batch_size = int(images.shape[0])
+            steps = data_utils.num_batches(x)
+        self._plan(batch_size, steps_per_epoch or steps, epochs, initial_epoch)
+        # Past `PipelineModel.fit`, which would preprocess on the host: the augmenter does it here.
+        return keras.Model.fit(
+            self,
+            x,
+            epochs=epochs,
+            initial_epoch=initial_epoch,
+            steps_per_epoch=steps_per_epoch,
+            validation_data=_without_labels(validation_data),
+            **kwargs,
+        )
+
+    def evaluate(self, x=None, y=None, batch_size=None, **kwargs):
+        """Loss on held-out images, with fixed views and masks and no state touched.
+
+        Args:
+            x: as for `fit`.
+            y: ignored.
+            batch_size: images in a batch, with arrays. Default 32.
+            **kwargs: of `keras.Model.evaluate`.
+        """
+        if not self.compiled:
+            self.compile()
+        if data_utils.is_array(x):
+            x = keras.tree.map_structure(_to_numpy, x)
+            images = data_utils.images_of(x)
+            self._check_images(images)
+            batch_size = min(batch_size or 32, len(images))
+            x = data_utils.ArrayBatches(x, batch_size, shuffle=False)
+            batch_size = None
+        return keras.Model.evaluate(self, x, batch_size=batch_size, **kwargs)
+
+    def predict(self, x, batch_size=None, **kwargs):
+        """Embeddings `(N, D)`, float32.
+
+        Args:
+            x: images `(N, height, width, channels)`, uint8 or float in `[0, 255]`, of any size
+                (they are resized); or a dataset of them, labels ignored.
+            batch_size: images in a batch, with arrays. Default 32.
+            **kwargs: of `keras.Model.predict`.
+        """
+        if not data_utils.is_array(x):
+            return np.asarray(keras.Model.predict(self, x, **kwargs), "float32")
+        x = _to_numpy(data_utils.images_of(x))
+        self._check_images(x, prepared=self.preprocessor is None)
+        batch_size = min(batch_size or 32, len(x))
+        ragged = -len(x) % batch_size
+        if ragged:  # a full last batch: the step is compiled once
+            x = np.concatenate([x, x[:1].repeat(ragged, axis=0)])
+        embeddings = keras.Model.predict(self, x, batch_size=batch_size, **kwargs)
+        return np.asarray(embeddings, "float32")[: len(x) - ragged]
+
+    def train_on_batch(self, x, y=None, **kwargs):
+        self._plan(len(data_utils.images_of(x)), None, 1, 0)
+        return keras.Model.train_on_batch(self, x, **kwargs)
+
+    def test_on_batch(self, x, y=None, **kwargs):
+        return keras.Model.test_on_batch(self, x, **kwargs)
+
+    def predict_on_batch(self, x):
+        return keras.Model.predict_on_batch(self, x)
+
+    def _check_images(self, images, prepared=None):
+        if isinstance(images, (tuple, list)):  # views made by the user's dataset
+            images = images[0]
+        prepared = self.augmenter is None if prepared is None else prepared
+        shape = getattr(self.backbone, "image_shape", None)
+        data_utils.check_images(
+            images, shape[-1] if shape else None, None if prepared else (0.0, 255.0)
+        )
+        if prepared and hasattr(self.backbone, "grid_of"):
+            self.backbone.grid_of(*images.shape[1:3])
+
+    # === Saving ===
+
+    def get_config(self):
+        augmenter = self.augmenter
+        if augmenter is not None:
+            augmenter = keras.saving.serialize_keras_object(augmenter)
+        return {
+            **super().get_config(),
+            "pooling": self.pooling,
+            "augmenter": augmenter,
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        config = dict(config)
+        for key in ("backbone", "augmenter", "preprocessor"):
+            if isinstance(config.get(key), dict):
+                config[key] = keras.saving.deserialize_keras_object(config[key])
+        return cls(**config)
+
+    def save_to_preset(self, preset_dir, max_shard_size=10):
+        """Saves configuration and the full state to a folder.
+
+        The preset is written beside the folder and then takes its place, so that a save that
+        fails leaves the old preset whole. Other files of an existing folder (a model card) are
+        kept.
+
+        Args:
+            preset_dir: the folder.
+            max_shard_size: largest weight file in GB.
+        """
+        preset_dir = os.path.abspath(preset_dir)
+        parent = os.path.dirname(preset_dir)
+        os.makedirs(parent, exist_ok=True)
+        new = tempfile.mkdtemp(prefix=os.path.basename(preset_dir) + ".new-", dir=parent)
+        try:
+            super().save_to_preset(new, max_shard_size=max_shard_size)
+            if os.path.isdir(preset_dir):
+                for name in os.listdir(preset_dir):
+                    if not name.endswith((".weights.h5", ".weights.json")):
+                        source, target = os.path.join(preset_dir, name), os.path.join(new, name)
+                        if not os.path.exists(target):
+                            copy = shutil.copytree if os.path.isdir(source) else shutil.copy2
+                            copy(source, target)
+                old = new.replace(".new-", ".old-")
+                os.rename(preset_dir, old)
+                os.rename(new, preset_dir)
+                shutil.rmtree(old)
+            else:
+                os.rename(new, preset_dir)
+        except BaseException:
+            shutil.rmtree(new, ignore_errors=True)
+            raise
+
+    @classmethod
+    def from_preset(cls, preset, load_weights=True, **kwargs):
+        """Loads a model with its whole state.
+
+        Args:
+            preset: name of a preset that ships with keras_ssl (`keras_ssl.list_presets()`), a
+                folder made by `save_to_preset`, or a hub handle (`hf://...`, `kaggle://...`).
+            load_weights: `False` for the architecture with new weights.
+            **kwargs: constructor arguments that replace the saved ones, e.g. `mask_ratio=0.6`.
+                `backbone=` is refused: it would not fit the saved heads.
+
+        Raises:
+            ValueError: the folder is no preset, holds another method, or its files are damaged.
+        """
+        folder = resolve_preset(preset)
+        config = _read_json(folder, "task.json", preset)
+        saved_cls = keras.saving.get_registered_object(config.get("registered_name"))
+        if saved_cls is None or not issubclass(saved_cls, cls):
+            raise ValueError(
+                f"The preset holds a {config.get('class_name')}, which is not a {cls.__name__}. "
+                f"Load it with that class, or take its backbone: "
+                f"{cls.__name__}(backbone=keras_hub.models.Backbone.from_preset(...)). "
+                f"Received: preset={preset!r}"
+            )
+        if "backbone" in kwargs:
+            raise ValueError(
+                "`backbone` cannot be replaced while a preset is loaded; build "
+                f"{saved_cls.__name__}(backbone=...) instead."
+            )
+        dtype = kwargs.pop("dtype", None)
+        if dtype is not None:
+            config["config"]["backbone"]["config"]["dtype"] = keras.dtype_policies.serialize(
+                keras.dtype_policies.get(dtype)
+            )
+        task = saved_cls.from_config({**config["config"], **kwargs})
+        if load_weights:
+            task._load_preset_weights(folder)
+        return task
+
+    def _load_preset_weights(self, folder):
+        for name, load in (
+            ("model.weights.h5", self.backbone.load_weights),
+            ("task.weights.h5", self.load_task_weights),
+        ):
+            path = os.path.join(folder, name)
+            if not os.path.exists(path):
+                sharded = path.replace(".weights.h5", ".weights.json")
+                if not os.path.exists(sharded):
+                    raise ValueError(
+                        f"The preset is incomplete: {name} is missing. Received: folder {folder!r}"
+                    )
+                path = sharded
+            try:
+                load(path)
+            except OSError as error:
+                raise ValueError(
+                    f"{name} cannot be read: it is truncated or not a weight file. Save or "
+                    f"download the preset again. Received: {path!r} ({error})"
+                ) from error
+            except (ValueError, KeyError) as error:
+                raise ValueError(
+                    f"{name} does not fit this architecture. Received: {path!r} ({error})"
+                ) from error
+
+
+def default_views(recipe: str, backbone, seed: int | None):
+    """The paper's augmentation at the backbone's image size."""
+    shape = getattr(backbone, "image_shape", None) or backbone.input_shape[1:]
+    if shape[0] is None:
+        raise ValueError(
+            "The backbone has no fixed image size, so the size of the views must be given: pass "
+            f"augmenter=keras_ssl.augmentation.Views({recipe!r}, size=...)."
+        )
+    return Views(recipe, size=tuple(shape[:2]), seed=seed)
+
+
+def pool_features(backbone, features, pooling: str):
+    """One vector per picture from whatever a backbone returns."""
+    if isinstance(features, dict):
+        for key in ("tokens", "sequence_output", "pooled_output"):
+            if key in features:
+                features = features[key]
+                break
+        else:
+            raise ValueError(
+                "The backbone returns a dict; give a backbone with one output. "
+                f"Received: keys {sorted(features)}"
+            )
+    rank = len(features.shape)
+    if rank == 2:
+        return features
+    if rank == 3:
+        if hasattr(backbone, "pool"):
+            return backbone.pool(features, pooling)
+        return features[:, 0] if pooling == "token" else ops.mean(features, axis=1)
+    if rank == 4:
+        return ops.mean(features, axis=(1, 2))
+    raise ValueError(
+        "The backbone must return vectors (N, D), tokens (N, T, D) or a map (N, H, W, D). "
+        f"Received: shape {tuple(features.shape)}"
+    )
+
+
+def feature_dim(backbone, pooling: str) -> int:
+    """Width of the pooled features of a backbone."""
+    if hasattr(backbone, "hidden_dim") and hasattr(backbone, "pool"):
+        return backbone.hidden_dim
+    height, width, channels = getattr(backbone, "image_shape", None) or backbone.input_shape[1:]
+    images = keras.KerasTensor((1, height or 64, width or 64, channels or 3))
+    features = backbone.compute_output_spec(images)
+    return pool_features(backbone, features, pooling).shape[-1]
+
+
+def convert_images(images, converter):
+    """What a `keras_hub.layers.ImageConverter` does, inside the compiled step.
+
+    Crop to the aspect ratio from the centre, resize, scale, shift; with the matrix products of
+    `keras_ssl.augmentation`, which are the same on every backend.
+    """
+    x = ops.cast(images, "float32")
+    if converter.image_size is not None:
+        height, width = images.shape[1:3]
+        new_height, new_width = converter.image_size
+        if (height, width) != (new_height, new_width):
+            if converter.crop_to_aspect_ratio:
+                crop_height = min(height, int(width * new_height / new_width))
+                crop_width = min(width, int(height * new_width / new_height))
+                top, left = (height - crop_height) // 2, (width - crop_width) // 2
+                x = x[:, top : top + crop_height, left : left + crop_width]
+            x = functional.resize(
+                x,
+                (new_height, new_width),
+                interpolation=converter.interpolation,
+                antialias=converter.antialias,
+            )
+    if converter.scale is not None:
+        x = x * ops.convert_to_tensor(np.asarray(converter.scale, "float32"))
+    if converter.offset is not None:
+        x = x + ops.convert_to_tensor(np.asarray(converter.offset, "float32"))
+    return x
+
+
+def _to_numpy(x):
+    return x if isinstance(x, np.ndarray) else ops.convert_to_numpy(x)
+
+
+def _without_labels(data):
+    """Validation arrays without their labels; datasets as they are."""
+    if isinstance(data, (tuple, list)) and data and data_utils.is_array(data[0]):
+        return data[0]
+    return data
+
+
+def _read_json(folder, name, preset):
+    path = os.path.join(folder, name)
+    if not os.path.exists(path):
+        raise ValueError(
+            f"This is no preset of a self-supervised model: {name} is missing. "
+            f"Received: preset={preset!r}"
+        )
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{name} is damaged: it is not valid JSON. Received: preset={preset!r} ({error})"
+        ) from error

@@ -1,0 +1,160 @@
+"""What `fit` is given: peeked at, checked, and batched."""
+
+import itertools
+
+import keras
+import numpy as np
+
+
+class ArrayBatches(keras.utils.PyDataset):
+    """Batches of arrays in memory, reshuffled every epoch, without the ragged last one.
+
+    Every batch has the same size, so a step is compiled once; the reference codes drop the last
+    incomplete batch as well.
+
+    Args:
+        arrays: an array or a dict of arrays with a common first axis.
+        batch_size: rows of a batch.
+        shuffle: new order every epoch.
+        seed: of the order.
+    """
+
+    def __init__(self, arrays, batch_size: int, shuffle: bool = True, seed: int | None = None):
+        super().__init__()
+        self.arrays = arrays
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.num_rows = len(next(iter(arrays.values())) if isinstance(arrays, dict) else arrays)
+        self.generator = np.random.default_rng(seed)
+        self.order = np.arange(self.num_rows)
+        self.on_epoch_end()
+
+    def __len__(self):
+        return self.num_rows // self.batch_size
+
+    def __getitem__(self, index):
+        rows = self.order[index * self.batch_size : (index + 1) * self.batch_size]
+        if not self.shuffle:
+            rows = slice(rows[0], rows[-1] + 1)
+        return (keras.tree.map_structure(lambda array: array[rows], self.arrays),)
+
+    def on_epoch_end(self):
+        if self.shuffle:
+            self.order = self.generator.permutation(self.num_rows)
+
+
+def is_array(x) -> bool:
+    """Whether `x` is images in memory (an array, a tensor, or a dict of them)."""
+    if isinstance(x, dict):
+        return bool(x) and all(is_array(value) for value in x.values())
+    return isinstance(x, np.ndarray) or keras.ops.is_tensor(x)
+
+
+def peek(x):
+    """The first batch of a dataset, and the dataset to use instead of it.
+
+    A Python generator loses the batch that is looked at, so it comes back put together again.
+
+    Returns:
+        `(first_batch, x)`; `first_batch` is `None` where `x` cannot be looked into.
+    """
+    if isinstance(x, keras.utils.PyDataset):
+        return x[0], x
+    if hasattr(x, "__next__"):
+        try:
+            first = next(x)
+        except StopIteration:
+            raise ValueError(
+                f"The generator is empty: it gave no batch. Received: x={x}"
+            ) from None
+        return first, itertools.chain([first], x)
+    if hasattr(x, "take") and hasattr(x, "element_spec"):  # tf.data: read one batch only
+        x_one = x.take(1)
+    else:
+        x_one = x
+    for first in x_one:
+        return first, x
+    raise ValueError(f"The dataset is empty: it gave no batch. Received: x={x}")
+
+
+def num_batches(x) -> int | None:
+    """Batches in one pass over a dataset, or `None` if it does not say."""
+    if isinstance(x, keras.utils.PyDataset):
+        return x.num_batches
+    if hasattr(x, "cardinality"):  # tf.data: negative when infinite or unknown
+        count = int(x.cardinality())
+        return count if count >= 0 else None
+    try:
+        count = len(x)
+    except TypeError:
+        return None
+    return count if 0 <= count < 2**40 else None
+
+
+def images_of(batch):
+    """The images in what a dataset yields: `images`, `(images, labels)`, `{"images": ...}`."""
+    if isinstance(batch, (tuple, list)):
+        batch = batch[0]
+    if isinstance(batch, dict):
+        if "images" not in batch:
+            raise ValueError(
+                'A batch that is a dict needs the key "images". '
+                f"Received: keys {sorted(map(str, batch))}"
+            )
+        batch = batch["images"]
+    return batch
+
+
+def check_images(images, channels: int | None, value_range: tuple[float, float] | None) -> None:
+    """Refuses images that cannot be meant, with a message that says what to do.
+
+    Args:
+        images: array or tensor `(batch, height, width, channels)`.
+        channels: number of channels wanted, or `None` for any.
+        value_range: where the values should lie, or `None` where any will do.
+    """
+    shape = tuple(getattr(images, "shape", ()))
+    if len(shape) != 4 or (channels is not None and shape[-1] != channels):
+        hint = ""
+        if len(shape) == 3:
+            hint = " For one picture, add a batch axis: images[None]."
+        elif len(shape) == 4 and shape[1] == channels:
+            hint = " These look like channels first: transpose with (0, 2, 3, 1)."
+        elif len(shape) == 4 and shape[-1] == 4:
+            hint = " Composite the alpha channel over a background first."
+        elif len(shape) == 4 and shape[-1] == 1:
+            hint = f" Repeat the grey channel: np.repeat(images, {channels}, axis=-1)."
+        raise ValueError(
+            f"Expected images of shape (batch, height, width, {channels or 'channels'}).{hint} "
+            f"Received: shape {shape}"
+        )
+    if shape[0] == 0:
+        raise ValueError(f"There are no images. Received: shape {shape}")
+    if "uint8" in str(images.dtype):
+        return
+    images = keras.ops.convert_to_numpy(images) if not isinstance(images, np.ndarray) else images
+    if images.dtype.kind not in "fiu" and images.dtype.name != "bfloat16":
+        raise ValueError(f"Images must be numbers. Received: dtype {images.dtype}")
+    for start in range(0, len(images), 1024):  # in pieces: no second copy of a large array
+        part = images[start : start + 1024]
+        if not np.isfinite(part).all():
+            bad = np.flatnonzero(~np.isfinite(part).all(axis=(1, 2, 3)))[0] + start
+            raise ValueError(
+                "Images must be finite. Remove or repair the broken ones. "
+                f"Received: NaN or infinity in image {bad}"
+            )
+    if value_range is None:
+        return
+    low, high = value_range
+    least, greatest = float(images.min()), float(images.max())
+    if least < low or greatest > high:
+        raise ValueError(
+            f"Images must lie in [{low:g}, {high:g}] (uint8 or float). Undo a normalisation that "
+            f"was applied before; the model normalises. Received: values from {least:g} to "
+            f"{greatest:g}"
+        )
+    if high == 255 and images.dtype.kind == "f" and 0 < greatest <= 1:
+        raise ValueError(
+            "Float images must lie in [0, 255], and these look like [0, 1]: multiply by 255. "
+            f"Received: values from {least:g} to {greatest:g}"
+        )
