@@ -299,13 +299,12 @@ def center_crop_box(
 ) -> tuple[int, int, int, int]:
     """SimCLR's evaluation crop: the central box of `proportion` of the image.
 
-    The official code hands `size[0] / size[1]` to a function that expects width over height;
-    for outputs that are not square the box has the transposed shape, and so it has here.
+    The box is as large as the proportion of the image allows at the output's aspect ratio.
 
     Returns:
         (top, left, height, width) in pixels.
     """
-    aspect = size[0] / size[1]
+    aspect = size[1] / size[0]
     if aspect > width / height:
         crop_height = int(np.rint(proportion / aspect * width))
         crop_width = int(np.rint(proportion * width))
@@ -697,14 +696,16 @@ def blur_matrix(
         out = (np.arange(rows) + first)[:, None]
         taps = np.arange(-radius, radius + 1)
         scale = -0.5 / (sigma * sigma)
-        total = ops.sum(ops.exp((taps * taps).astype("float32")[None, None, :] * scale), axis=-1)
+        squares = ops.convert_to_tensor((taps * taps).astype("float32")[None, None, :])
+        total = ops.sum(ops.exp(squares * scale), axis=-1)
 
         def weights(distance):
             inside = np.abs(distance) <= radius
             if not inside.any():
                 return 0.0
-            value = ops.exp((distance * distance).astype("float32")[None] * scale)
-            return ops.where(inside[None], value, 0.0)
+            squares = ops.convert_to_tensor((distance * distance).astype("float32")[None])
+            value = ops.exp(squares * scale)
+            return ops.where(ops.convert_to_tensor(inside[None]), value, 0.0)
 
         pixel = np.arange(size)[None, :]
         matrix = weights(out - pixel)
