@@ -1,0 +1,1 @@
+"""What runs around a training step; the only place that may ask for the backend."""

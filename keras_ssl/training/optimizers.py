@@ -1,0 +1,653 @@
+"""Optimizers of the self-supervised papers: AdamW as in PyTorch, and LARS.
+
+Both keep their parameter groups (weight-decay exclusions, learning-rate multipliers) as regular
+expressions on `variable.path`, so that a saved model continues with the same groups.
+"""
+
+import math
+import re
+
+import keras
+from keras import ops
+
+_TORCH = keras.backend.backend() == "torch"
+if _TORCH:
+    import torch
+    from torch.optim.adamw import adamw as torch_adamw
+
+# Devices with a fused AdamW kernel in PyTorch; others take the per-variable path.
+_FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
+
+
+def _patterns(value, argument):
+    """Checks a list of regular expressions and returns it as a tuple."""
+    if isinstance(value, str):
+        raise ValueError(
+            f"`{argument}` must be a list or tuple of regular expressions, not a single string. "
+            f"Use `{argument}=({value!r},)`. Received: {argument}={value!r}"
+        )
+    value = tuple(value)
+    for pattern in value:
+        try:
+            re.compile(pattern)
+        except (re.error, TypeError) as error:
+            raise ValueError(
+                f"`{argument}` must hold valid regular expressions ({error}). "
+                f"Received: {argument}={value!r}"
+            ) from error
+    return value
+
+
+def _matches(patterns, path):
+    return any(re.search(pattern, path) for pattern in patterns)
+
+
+def _path(variable):
+    return getattr(variable, "path", variable.name)
+
+
+class _Group:
+    """What the update of one variable needs to know."""
+
+    __slots__ = ("path", "ndim", "decay", "adapt", "multiplier")
+
+    def __init__(self, path, ndim, decay, adapt, multiplier):
+        self.path, self.ndim = path, ndim
+        self.decay, self.adapt, self.multiplier = decay, adapt, multiplier
+
+
+class _Step:
+    """Scratch space of one call of `apply`.
+
+    A plain object: attributes of an optimizer are wrapped by Keras' and TensorFlow's trackers.
+    """
+
+    def __init__(self):
+        self.begin(0)
+
+    def begin(self, expected):
+        self.expected = expected
+        self.scalars = None
+        self.scaled = {}
+        self.gradients = []
+        self.variables = []
+
+
+class GroupedOptimizer(keras.optimizers.Optimizer):
+    """Base of our optimizers: parameter groups by regular expression, one pass over all variables.
+
+    Scalars that do not depend on the variable (learning rate, bias corrections) are computed once a
+    step. On PyTorch the updates of all variables are collected and run as a few multi-tensor calls,
+    as eager PyTorch otherwise spends its time in the dispatch of small kernels.
+    """
+
+    def __init__(
+        self,
+        learning_rate,
+        weight_decay,
+        exclude_from_weight_decay=(),
+        exclude_from_layer_adaptation=None,
+        exclude_1d=False,
+        learning_rate_multipliers=None,
+        **kwargs,
+    ):
+        # Keras' own decay must stay off: it knows neither our groups nor our order of operations.
+        super().__init__(learning_rate=learning_rate, weight_decay=None, **kwargs)
+        if not callable(weight_decay):
+            weight_decay = 0.0 if weight_decay is None else float(weight_decay)
+            if not (0.0 <= weight_decay < math.inf):
+                raise ValueError(
+                    "`weight_decay` must be a finite number >= 0 or a schedule (a callable of the "
+                    f"step). Received: weight_decay={weight_decay}"
+                )
+        multipliers = dict(learning_rate_multipliers or {})
+        _patterns(multipliers, "learning_rate_multipliers")
+        for pattern, multiplier in multipliers.items():
+            if not (0.0 <= float(multiplier) < math.inf):
+                raise ValueError(
+                    "`learning_rate_multipliers` must map regular expressions to finite numbers "
+                    f">= 0. Received: {pattern!r}: {multiplier}"
+                )
+        self.decay = weight_decay
+        self.exclude_1d = bool(exclude_1d)
+        # Tuples: a list or dict attribute would be wrapped by the trackers.
+        self._decay_exclusions = _patterns(exclude_from_weight_decay, "exclude_from_weight_decay")
+        self._adaptation_exclusions = (
+            None
+            if exclude_from_layer_adaptation is None
+            else _patterns(exclude_from_layer_adaptation, "exclude_from_layer_adaptation")
+        )
+        self._multipliers = tuple((p, float(m)) for p, m in multipliers.items())
+        self._groups = ()
+        self._step = _Step()
+
+    # ---- parameter groups
+
+    def exclude_from_weight_decay(self, var_list=None, var_names=None):
+        """Adds exclusions from weight decay; as in Keras, but they survive saving.
+
+        Args:
+            var_list: variables to exclude.
+            var_names: regular expressions; a variable is excluded when one is found in its path.
+
+        Raises:
+            ValueError: after the optimizer was built.
+        """
+        if self.built:
+            raise ValueError(
+                "`exclude_from_weight_decay()` must be called before the optimizer is built. "
+                f"Received: an optimizer built on {len(self._groups)} variables."
+            )
+        added = [f"^{re.escape(_path(v))}$" for v in var_list or ()]
+        added += list(var_names or ())
+        self._decay_exclusions += _patterns(added, "var_names")
+
+    def _group(self, variable):
+        path, ndim = _path(variable), len(variable.shape)
+        decay_exclusions = self._decay_exclusions
+        adaptation_exclusions = self._adaptation_exclusions
+        if adaptation_exclusions is None:
+            adaptation_exclusions = decay_exclusions
+        vector = self.exclude_1d and ndim <= 1
+        return _Group(
+            path,
+            ndim,
+            decay=not vector and not _matches(decay_exclusions, path),
+            adapt=not vector and not _matches(adaptation_exclusions, path),
+            multiplier=next((m for p, m in self._multipliers if re.search(p, path)), 1.0),
+        )
+
+    def parameter_groups(self, variables=None):
+        """Lists what each variable gets, to be read before a long run.
+
+        Args:
+            variables: variables to look at; those the optimizer was built on by default.
+
+        Returns:
+            A list of dicts with `path`, `weight_decay` (bool), `learning_rate_multiplier` (float)
+            and `layer_adaptation` (bool; used by LARS).
+        """
+        groups = self._groups if variables is None else [self._group(v) for v in variables]
+        return [
+            {
+                "path": group.path,
+                "weight_decay": group.decay,
+                "learning_rate_multiplier": group.multiplier,
+                "layer_adaptation": group.adapt,
+            }
+            for group in groups
+        ]
+
+    # ---- the step
+
+    def build(self, variables):
+        super().build(variables)
+        self._groups = tuple(self._group(variable) for variable in variables)
+
+    def apply(self, grads, trainable_variables=None):
+        step = self._step
+        step.begin(sum(g is not None for g in grads))
+        try:
+            super().apply(grads, trainable_variables)
+            if step.gradients:  # fewer updates than gradients: float8 scales are not updated
+                self._run_collected()
+        finally:
+            step.begin(0)  # drops gradients and tracers
+
+    def update_step(self, gradient, variable, learning_rate):
+        step = self._step
+        if step.scalars is None:
+            step.scalars = self._scalars(learning_rate)
+        if _TORCH and step.expected:
+            step.gradients.append(gradient)
+            step.variables.append(variable)
+            if len(step.gradients) == step.expected:
+                self._run_collected()
+        else:
+            self._update(gradient, variable, self._get_variable_index(variable))
+            if not step.expected:  # called outside `apply`: nothing may be remembered
+                step.begin(0)
+
+    def _run_collected(self):
+        step = self._step
+        gradients, variables = step.gradients, step.variables
+        step.gradients, step.variables = [], []
+        indices = [self._get_variable_index(v) for v in variables]
+        with torch.no_grad():
+            if not self._update_all(gradients, variables, indices):
+                for gradient, variable, index in zip(gradients, variables, indices):
+                    self._update(gradient, variable, index)
+
+    def _scalars(self, learning_rate):
+        """Returns a dict of float32 scalars that all variables share in this step."""
+        decay = self.decay
+        if callable(decay):
+            decay = ops.cast(decay(self.iterations), "float32")
+        return {"learning_rate": ops.cast(learning_rate, "float32"), "decay": decay}
+
+    def _scaled(self, name, multiplier):
+        """Scalar times a group's multiplier, computed once for the group."""
+        key = (name, multiplier)
+        scaled = self._step.scaled
+        if key not in scaled:
+            value = self._step.scalars[name]
+            scaled[key] = value if multiplier == 1.0 else value * multiplier
+        return scaled[key]
+
+    def _update(self, gradient, variable, index):
+        raise NotImplementedError
+
+    def _update_all(self, gradients, variables, indices):
+        """PyTorch only: updates all variables at once; returns False when it cannot."""
+        return False
+
+    def get_config(self):
+        config = super().get_config()
+        decay = self.decay
+        if callable(decay):
+            decay = keras.saving.serialize_keras_object(decay)
+        config.update(
+            {
+                "weight_decay": decay,
+                "exclude_from_weight_decay": list(self._decay_exclusions),
+                "exclude_1d": self.exclude_1d,
+                "learning_rate_multipliers": {p: m for p, m in self._multipliers},
+            }
+        )
+        return config
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        config = dict(config)
+        if isinstance(config.get("weight_decay"), dict):
+            config["weight_decay"] = keras.saving.deserialize_keras_object(
+                config["weight_decay"], custom_objects=custom_objects
+            )
+        return super().from_config(config, custom_objects=custom_objects)
+
+
+@keras.saving.register_keras_serializable(package="keras_ssl")
+class AdamW(GroupedOptimizer):
+    """Adam with decoupled weight decay, by the definition of `torch.optim.AdamW`.
+
+    For a variable `p` with gradient `g`, in step `t = 1, 2, ...`, with the learning rate `lr` of
+    its group (the schedule's value times the group's multiplier):
+
+    ```
+    p = p * (1 - lr * weight_decay)                # unless excluded
+    m = beta_1 * m + (1 - beta_1) * g
+    v = beta_2 * v + (1 - beta_2) * g**2
+    p = p - lr / (1 - beta_1**t) * m / (sqrt(v / (1 - beta_2**t)) + epsilon)
+    ```
+
+    `keras.optimizers.AdamW` differs in two ways that matter when results are to be compared with
+    the papers: it adds `epsilon` before the bias correction (so its effective epsilon is up to 30
+    times larger early in training), and its exclusions from weight decay are lost on saving.
+
+    Args:
+        learning_rate: float, `keras.optimizers.schedules.LearningRateSchedule`, or a callable
+            without arguments.
+        weight_decay: float >= 0, or a schedule (callable of the step, for example `WarmupCosine`
+            from 0.04 to 0.4 as in DINO).
+        beta_1: float in [0, 1), decay of the first moment.
+        beta_2: float in [0, 1), decay of the second moment. 0.95 in MAE.
+        epsilon: float >= 0, added to the bias-corrected root of the second moment.
+        exclude_from_weight_decay: regular expressions; a variable is not decayed when one of them
+            is found (`re.search`) in `variable.path`.
+        exclude_1d: if True, variables with fewer than two dimensions (biases, normalisation
+            gains, layer scales) are not decayed, as in timm and the papers' code.
+        learning_rate_multipliers: dict of regular expression to float >= 0. The first expression
+            that is found in `variable.path` scales the variable's learning rate, and with it the
+            decay, like the `lr` of a PyTorch parameter group. 0 freezes the variable, while its
+            moments still accumulate.
+        **kwargs: Keras' `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
+            `ema_overwrite_frequency`, `loss_scale_factor`, `gradient_accumulation_steps`, `name`.
+            Under gradient accumulation Keras evaluates schedules at the count of batches, not of
+            updates: multiply a schedule's lengths by the number of accumulation steps.
+
+    Raises:
+        ValueError: for a negative rate, decay or multiplier, or an invalid regular expression.
+
+    Example:
+
+    ```python
+    optimizer = keras_ssl.optimizers.AdamW(
+        keras_ssl.schedules.WarmupCosine(1.5e-4, total_steps=1000, warmup_steps=100),
+        weight_decay=0.05,
+        beta_2=0.95,
+        exclude_1d=True,
+        learning_rate_multipliers={"patch_embed": 0.2},
+    )
+    ```
+
+    Reference:
+        Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019, algorithm 2.
+    """
+
+    def __init__(
+        self,
+        learning_rate=0.001,
+        weight_decay=0.05,
+        beta_1=0.9,
+        beta_2=0.999,
+        epsilon=1e-8,
+        exclude_from_weight_decay=(),
+        exclude_1d=False,
+        learning_rate_multipliers=None,
+        **kwargs,
+    ):
+        kwargs.setdefault("name", "adamw")
+        super().__init__(
+            learning_rate,
+            weight_decay,
+            exclude_from_weight_decay=exclude_from_weight_decay,
+            exclude_1d=exclude_1d,
+            learning_rate_multipliers=learning_rate_multipliers,
+            **kwargs,
+        )
+        for argument, beta in (("beta_1", beta_1), ("beta_2", beta_2)):
+            if not 0.0 <= beta < 1.0:
+                raise ValueError(f"`{argument}` must be in [0, 1). Received: {argument}={beta}")
+        if not epsilon >= 0.0:
+            raise ValueError(f"`epsilon` must be >= 0. Received: epsilon={epsilon}")
+        self.beta_1 = beta_1
+        self.beta_2 = beta_2
+        self.epsilon = epsilon
+
+    def build(self, variables):
+        if self.built:
+            return
+        super().build(variables)
+        self.momentums, self.velocities = self.add_optimizer_variables(
+            variables, ["momentum", "velocity"]
+        )
+
+    def _scalars(self, learning_rate):
+        scalars = super()._scalars(learning_rate)
+        lr = scalars["learning_rate"]
+        t = ops.cast(self.iterations + 1, "float32")
+        scalars["step"] = t
+        if _TORCH and self._step.expected:
+            return scalars  # the fused kernel corrects the bias itself
+        return {**scalars, **self._bias_corrections(lr, t)}
+
+    def _bias_corrections(self, lr, t):
+        # 1 - beta**t through expm1: in float32 the plain form loses digits when beta is near 1.
+        def correction(beta):
+            return -ops.expm1(t * math.log(beta)) if beta else 1.0
+
+        return {
+            "step_size": lr / correction(self.beta_1),
+            "root_correction": ops.rsqrt(ops.cast(correction(self.beta_2), "float32")),
+        }
+
+    def _update(self, gradient, variable, index):
+        scalars, group, dtype = self._step.scalars, self._groups[index], variable.dtype
+        if "step_size" not in scalars:
+            scalars.update(self._bias_corrections(scalars["learning_rate"], scalars["step"]))
+        gradient = ops.cast(gradient, dtype)
+        m, v = self.momentums[index], self.velocities[index]
+        new_m = m + (gradient - m) * (1 - self.beta_1)
+        new_v = v + (gradient * gradient - v) * (1 - self.beta_2)
+        denominator = ops.sqrt(new_v) * ops.cast(scalars["root_correction"], dtype) + self.epsilon
+        step_size = ops.cast(self._scaled("step_size", group.multiplier), dtype)
+        value = variable
+        if group.decay and (callable(self.decay) or self.decay > 0):
+            lr = self._scaled("learning_rate", group.multiplier)
+            value = variable * ops.cast(1 - lr * scalars["decay"], dtype)
+        self.assign(variable, value - step_size * (new_m / denominator))
+        self.assign(m, new_m)
+        self.assign(v, new_v)
+
+    def _update_all(self, gradients, variables, indices):
+        values = [v.value for v in variables]
+        first = values[0]
+        if first.device.type not in _FUSED_DEVICES:
+            return False
+        if any(v.dtype != first.dtype or v.device != first.device for v in values):
+            return False
+        scalars = self._step.scalars
+        groups = {}
+        for position, index in enumerate(indices):
+            group = self._groups[index]
+            groups.setdefault((group.multiplier, group.decay), []).append(position)
+        # The kernel wants the count *before* this step, and increments it.
+        step = scalars["step"].to(first.device) - 1.0
+        for (multiplier, decays), positions in groups.items():
+            lr = self._scaled("learning_rate", multiplier)
+            parameters = [values[i] for i in positions]
+            decay = scalars["decay"] if decays else 0.0
+            if callable(self.decay):  # the kernel takes a Python number only
+                if decays:
+                    torch._foreach_mul_(parameters, 1 - lr * decay)
+                decay = 0.0
+            torch_adamw(
+                parameters,
+                [gradients[i].to(first.dtype) for i in positions],
+                [self.momentums[indices[i]].value for i in positions],
+                [self.velocities[indices[i]].value for i in positions],
+                [],
+                list(step.repeat(len(positions)).unbind()),
+                fused=True,
+                amsgrad=False,
+                beta1=self.beta_1,
+                beta2=self.beta_2,
+                lr=lr,
+                weight_decay=decay,
+                eps=self.epsilon,
+                maximize=False,
+            )
+        return True
+
+    def get_config(self):
+        config = super().get_config()
+        config.update({"beta_1": self.beta_1, "beta_2": self.beta_2, "epsilon": self.epsilon})
+        return config
+
+
+@keras.saving.register_keras_serializable(package="keras_ssl")
+class LARS(GroupedOptimizer):
+    """Layer-wise adaptive rate scaling, in each form that the papers' code uses.
+
+    For a variable `w` with gradient `g`, and the learning rate `lr` of its group:
+
+    ```
+    g = g + weight_decay * w                                     # unless excluded
+    trust(u) = trust_coefficient * |w| / |u|  if |w| > 0 and |u| > 0 else 1
+               (1 for variables excluded from layer adaptation)
+
+    momentum_holds="update":           v = momentum * v + lr * trust(g) * g;   w = w - v
+    momentum_holds="scaled_gradient":  v = momentum * v + trust(g) * g;        w = w - lr * v
+    momentum_holds="gradient":         v = momentum * v + g;         w = w - lr * trust(v) * v
+    ```
+
+    With `nesterov=True`, `u = momentum * v + (what was added to v)` takes the place of `v` in the
+    update of `w` (and in its trust ratio). The first two forms agree while the learning rate is
+    constant; under a schedule they differ, as the first keeps old learning rates in `v`.
+
+    | reference | options |
+    | --- | --- |
+    | LARS paper; SimCLR (`classic_momentum=True`) | `momentum_holds="update"` |
+    | SimCLR (`classic_momentum=False`) | `momentum_holds="gradient"` |
+    | BYOL, MoCo v3, DINO, Barlow Twins, VICReg, MAE's linear probe | `"scaled_gradient"` |
+
+    SimCLR excludes by name: `exclude_from_weight_decay=("batch_normalization", "bias",
+    "head_supervised")`. The others exclude vectors: `exclude_1d=True`. Barlow Twins' second rate
+    for biases and normalisation is a multiplier: `learning_rate_multipliers={"(bias|gamma|beta)$":
+    0.0048 / 0.2}`.
+
+    Args:
+        learning_rate: float, `keras.optimizers.schedules.LearningRateSchedule`, or a callable
+            without arguments.
+        momentum: float in [0, 1).
+        weight_decay: float >= 0, or a schedule (callable of the step). Added to the gradient
+            before both norms are taken.
+        trust_coefficient: float > 0; `eeta` or `eta` in the references.
+        momentum_holds: "update", "scaled_gradient" or "gradient"; see above.
+        nesterov: use Nesterov momentum.
+        exclude_from_weight_decay: regular expressions; a variable is not decayed when one of them
+            is found (`re.search`) in `variable.path`.
+        exclude_from_layer_adaptation: the same for the trust ratio. None (default): the list of
+            `exclude_from_weight_decay`, as in SimCLR. `()`: adapt every variable.
+        exclude_1d: if True (default), variables with fewer than two dimensions get neither decay
+            nor trust ratio, whatever the lists say.
+        learning_rate_multipliers: dict of regular expression to float >= 0; the first that is
+            found in `variable.path` scales the variable's learning rate.
+        **kwargs: Keras' `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
+            `ema_overwrite_frequency`, `loss_scale_factor`, `gradient_accumulation_steps`, `name`.
+
+    The momentum of each variable is in `optimizer.momentums`, in the order of the variables that
+    the optimizer was built on.
+
+    Raises:
+        ValueError: for values out of range or an invalid regular expression.
+
+    Example:
+
+    ```python
+    optimizer = keras_ssl.optimizers.LARS(
+        keras_ssl.schedules.WarmupCosine(4.8, total_steps=1000, warmup_steps=100),
+        weight_decay=1e-6,
+    )
+    ```
+
+    Reference:
+        You, Gitman and Ginsburg, "Large Batch Training of Convolutional Networks", 2017,
+        algorithm 1.
+    """
+
+    def __init__(
+        self,
+        learning_rate,
+        momentum=0.9,
+        weight_decay=1e-6,
+        trust_coefficient=0.001,
+        momentum_holds="update",
+        nesterov=False,
+        exclude_from_weight_decay=(),
+        exclude_from_layer_adaptation=None,
+        exclude_1d=True,
+        learning_rate_multipliers=None,
+        **kwargs,
+    ):
+        kwargs.setdefault("name", "lars")
+        super().__init__(
+            learning_rate,
+            weight_decay,
+            exclude_from_weight_decay=exclude_from_weight_decay,
+            exclude_from_layer_adaptation=exclude_from_layer_adaptation,
+            exclude_1d=exclude_1d,
+            learning_rate_multipliers=learning_rate_multipliers,
+            **kwargs,
+        )
+        if not 0.0 <= momentum < 1.0:
+            raise ValueError(f"`momentum` must be in [0, 1). Received: momentum={momentum}")
+        if not trust_coefficient > 0.0:
+            raise ValueError(
+                "`trust_coefficient` must be greater than 0. "
+                f"Received: trust_coefficient={trust_coefficient}"
+            )
+        if momentum_holds not in ("update", "scaled_gradient", "gradient"):
+            raise ValueError(
+                '`momentum_holds` must be "update", "scaled_gradient" or "gradient". '
+                f"Received: momentum_holds={momentum_holds!r}"
+            )
+        self.momentum = momentum
+        self.trust_coefficient = trust_coefficient
+        self.momentum_holds = momentum_holds
+        self.nesterov = bool(nesterov)
+
+    def build(self, variables):
+        if self.built:
+            return
+        super().build(variables)
+        self.momentums = self.add_optimizer_variables(variables, "momentum")
+
+    def _trust(self, weight_norm, update_norm):
+        adaptable = ops.logical_and(weight_norm > 0, update_norm > 0)
+        safe = ops.where(adaptable, update_norm, ops.ones_like(update_norm))
+        ratio = self.trust_coefficient * weight_norm / safe
+        return ops.where(adaptable, ratio, ops.ones_like(ratio))
+
+    def _update(self, gradient, variable, index):
+        group, dtype = self._groups[index], variable.dtype
+        lr = ops.cast(self._scaled("learning_rate", group.multiplier), dtype)
+        weight, slot = ops.convert_to_tensor(variable), self.momentums[index]
+
+        def scaled(x):
+            if not group.adapt:
+                return x
+            norms = ops.sqrt(ops.sum(weight * weight)), ops.sqrt(ops.sum(x * x))
+            return self._trust(*norms) * x
+
+        gradient = ops.cast(gradient, dtype)
+        if group.decay and (callable(self.decay) or self.decay > 0):
+            gradient = gradient + ops.cast(self._step.scalars["decay"], dtype) * weight
+        added = gradient if self.momentum_holds == "gradient" else scaled(gradient)
+        if self.momentum_holds == "update":
+            added = lr * added
+        momentum = self.momentum * slot + added
+        update = self.momentum * momentum + added if self.nesterov else momentum
+        if self.momentum_holds == "gradient":
+            update = scaled(update)
+        if self.momentum_holds != "update":
+            update = lr * update
+        self.assign(slot, momentum)
+        self.assign(variable, weight - update)
+
+    def _update_all(self, gradients, variables, indices):
+        weights = [v.value for v in variables]
+        first = weights[0]
+        if any(v.dtype != first.dtype or v.device != first.device for v in weights):
+            return False
+        groups = [self._groups[index] for index in indices]
+        slots = [self.momentums[index].value for index in indices]
+        decayed = [i for i, group in enumerate(groups) if group.decay]
+        adapted = [i for i, group in enumerate(groups) if group.adapt]
+        rates = [self._scaled("learning_rate", g.multiplier).to(first.dtype) for g in groups]
+
+        def scaled(tensors):
+            if not adapted:
+                return tensors
+            weight_norms = torch.stack(torch._foreach_norm([weights[i] for i in adapted]))
+            norms = torch.stack(torch._foreach_norm([tensors[i] for i in adapted]))
+            trust = self._trust(weight_norms, norms).unbind()
+            products = torch._foreach_mul([tensors[i] for i in adapted], list(trust))
+            tensors = list(tensors)
+            for i, product in zip(adapted, products):
+                tensors[i] = product
+            return tensors
+
+        gradients = [g.to(first.dtype) for g in gradients]
+        if decayed and (callable(self.decay) or self.decay > 0):
+            decay = self._step.scalars["decay"]
+            terms = torch._foreach_mul([weights[i] for i in decayed], decay)
+            torch._foreach_add_(terms, [gradients[i] for i in decayed])
+            for i, term in zip(decayed, terms):
+                gradients[i] = term
+        added = gradients if self.momentum_holds == "gradient" else scaled(gradients)
+        if self.momentum_holds == "update":
+            added = torch._foreach_mul(added, rates)
+        torch._foreach_mul_(slots, self.momentum)
+        torch._foreach_add_(slots, added)
+        update = torch._foreach_add(added, slots, alpha=self.momentum) if self.nesterov else slots
+        if self.momentum_holds == "gradient":
+            update = scaled(update)
+        if self.momentum_holds != "update":
+            update = torch._foreach_mul(update, rates)
+        torch._foreach_sub_(weights, update)
+        return True
+
+    def get_config(self):
+        config = super().get_config()
+        exclusions = self._adaptation_exclusions
+        config.update(
+            {
+                "momentum": self.momentum,
+                "trust_coefficient": self.trust_coefficient,
+                "momentum_holds": self.momentum_holds,
+                "nesterov": self.nesterov,
+                "exclude_from_layer_adaptation": None if exclusions is None else list(exclusions),
+            }
+        )
+        return config
