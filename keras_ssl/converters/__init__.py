@@ -1,0 +1,8 @@
+"""Weights in and out of the layouts of the papers' repositories and of timm."""
+
+from keras_ssl.converters.convert import LoadReport as LoadReport
+from keras_ssl.converters.convert import load_official as load_official
+from keras_ssl.converters.convert import official_entries as official_entries
+from keras_ssl.converters.convert import to_official as to_official
+from keras_ssl.converters.files import read_state_dict as read_state_dict
+from keras_ssl.converters.layouts import LAYOUTS as LAYOUTS

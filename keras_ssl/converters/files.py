@@ -1,0 +1,188 @@
+"""Reading tensors from files without executing anything that stands in them."""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+
+import numpy as np
+
+_SAFETENSORS_DTYPES = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "BF16": "<u2",  # widened to float32 below
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "i1",
+    "U8": "u1",
+    "BOOL": "?",
+}
+_TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
+_READABLE = (".safetensors", ".npz", *_TORCH_SUFFIXES)
+# Where training scripts put the weights among optimizer state and arguments.
+_WRAPPERS = ("model", "state_dict", "model_state_dict")
+
+
+def read_state_dict(source, key: str | None = None) -> dict[str, np.ndarray]:
+    """Tensors by name, from a mapping or from a file.
+
+    `.safetensors` and `.npz` hold plain arrays and are read as such. Files of PyTorch (`.pth`,
+    `.pt`, `.bin`, `.ckpt`) are read with `torch.load(weights_only=True)`, which needs PyTorch and
+    refuses everything but tensors and plain containers. Other pickles are refused.
+
+    Args:
+        source: a path, or a mapping from name to array or tensor.
+        key: entry of a PyTorch file that holds the tensors. By default the whole file, or its
+            entry `"model"`, `"state_dict"` or `"model_state_dict"`.
+
+    Returns:
+        A dict from name to NumPy array. bfloat16 is widened to float32. A prefix `module.` that
+        all names share (PyTorch's DistributedDataParallel) is removed.
+
+    Raises:
+        ValueError: the file is missing, damaged, of another kind, or would have to be unpickled.
+
+    Example:
+
+    ```python
+    state = keras_ssl.converters.read_state_dict({"norm.weight": np.ones(8)})
+    ```
+    """
+    if isinstance(source, Mapping):
+        return _plain(source, "the mapping")
+    if not isinstance(source, (str, os.PathLike)):
+        raise ValueError(
+            "Expected a mapping from names to arrays, or a path. "
+            f"Received: source of type {type(source).__name__}"
+        )
+    path = pathlib.Path(source)
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise ValueError(f"The weights file {what}. Received: path={os.fspath(path)!r}")
+    suffix = path.suffix.lower()
+    if suffix == ".safetensors":
+        return _plain(_read_safetensors(path), str(path))
+    if suffix == ".npz":
+        return _plain(_read_npz(path), str(path))
+    if suffix in _TORCH_SUFFIXES:
+        return _plain(_unwrap(_read_torch(path), key, path), str(path))
+    raise ValueError(
+        f"Weights are read from {', '.join(_READABLE)}. A pickle can run any code when it is "
+        "opened, so other files are refused; convert them to .safetensors first. "
+        f"Received: path={os.fspath(path)!r}"
+    )
+
+
+def _read_npz(path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if not hasattr(file, "files"):
+                raise ValueError("it is a single .npy array")
+            return {name: file[name] for name in file.files}
+    except Exception as error:  # zipfile and numpy raise many kinds for damaged files
+        raise ValueError(
+            "The .npz file cannot be read as plain arrays: it is damaged or holds Python objects, "
+            f"which are pickles and are refused ({error}). Received: path={os.fspath(path)!r}"
+        ) from error
+
+
+def _read_safetensors(path) -> dict[str, np.ndarray]:
+    def damaged(why):
+        return ValueError(
+            f"The .safetensors file is damaged: {why}. Received: path={os.fspath(path)!r}"
+        )
+
+    data = path.read_bytes()
+    if len(data) < 8:
+        raise damaged("it is shorter than its header")
+    start = 8 + int.from_bytes(data[:8], "little")
+    if start > len(data):
+        raise damaged("its header is cut off")
+    try:
+        header = json.loads(data[8:start])
+        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    except (ValueError, AttributeError) as error:
+        raise damaged("its header is not a JSON object") from error
+    tensors = {}
+    for name, entry in entries.items():
+        try:
+            dtype, shape = entry["dtype"], tuple(map(int, entry["shape"]))
+            first, last = map(int, entry["data_offsets"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise damaged(f"the entry of tensor {name!r} is malformed") from error
+        if dtype not in _SAFETENSORS_DTYPES:
+            raise ValueError(
+                f"Tensor {name!r} has a dtype that is not supported; supported are "
+                f"{', '.join(_SAFETENSORS_DTYPES)}. Received: dtype={dtype!r}"
+            )
+        numpy_dtype = np.dtype(_SAFETENSORS_DTYPES[dtype])
+        expected = int(np.prod(shape, dtype="int64")) * numpy_dtype.itemsize
+        if min(shape, default=0) < 0 or not 0 <= first <= last or last - first != expected:
+            raise damaged(f"tensor {name!r} of shape {shape} does not fit its bytes")
+        if start + last > len(data):
+            raise damaged(f"tensor {name!r} is cut off")
+        array = np.frombuffer(data[start + first : start + last], numpy_dtype).reshape(shape)
+        if dtype == "BF16":
+            array = (array.astype("uint32") << 16).view("float32")
+        tensors[name] = array
+    return tensors
+
+
+def _read_torch(path):
+    try:
+        import torch
+    except ImportError as error:
+        raise ValueError(
+            f"Reading {path.suffix} needs PyTorch (`pip install torch`), or convert the file to "
+            f".safetensors. Received: path={os.fspath(path)!r}"
+        ) from error
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zip and runtime errors, by what is wrong with the file
+        first_line = str(error).split("\n", maxsplit=1)[0]
+        raise ValueError(
+            "The file cannot be read as weights only: it is damaged, or it holds Python objects "
+            "beside tensors, and unpickling those can run any code, so it is refused. Save its "
+            "state dict alone, or convert it to .safetensors. "
+            f"(PyTorch says: {first_line}) Received: path={os.fspath(path)!r}"
+        ) from error
+
+
+def _unwrap(content, key, path):
+    if key is not None:
+        if not isinstance(content, Mapping) or key not in content:
+            names = sorted(content) if isinstance(content, Mapping) else type(content).__name__
+            raise ValueError(
+                f"The file has no entry {key!r}; it has {names}. Received: key={key!r}"
+            )
+        content = content[key]
+    elif isinstance(content, Mapping):
+        for name in _WRAPPERS:
+            if isinstance(content.get(name), Mapping):
+                return content[name]
+    if not isinstance(content, Mapping):
+        raise ValueError(
+            "Expected a mapping from names to tensors in the file. "
+            f"Received: {type(content).__name__} in path={os.fspath(path)!r}"
+        )
+    return content
+
+
+def _plain(tensors: Mapping, where: str) -> dict[str, np.ndarray]:
+    arrays = {}
+    for name, value in tensors.items():
+        if hasattr(value, "detach"):  # a PyTorch tensor
+            value = value.detach().cpu()
+            value = value.float() if "bfloat16" in str(value.dtype) else value
+        array = np.asarray(value)
+        if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
+            raise ValueError(
+                f"Entry {name!r} of {where} is not an array of numbers. If the tensors lie one "
+                f"level deeper, name that entry with `key`. Received: dtype={array.dtype}"
+            )
+        arrays[str(name)] = array
+    if arrays and all(name.startswith("module.") for name in arrays):
+        arrays = {name[len("module.") :]: array for name, array in arrays.items()}
+    return arrays

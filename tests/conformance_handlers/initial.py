@@ -1,0 +1,65 @@
+"""How a model starts, beside `meta.init_stats` (statistics of the official initialiser's draw)."""
+
+import numpy as np
+from conformance_handlers.framework import Case
+
+# Standard errors within which two independent draws may differ. 6 of them: about one in 1e9.
+SIGMAS = 6.0
+
+
+def check_initialisers(
+    case: Case, fresh: dict[str, np.ndarray], skip: dict[str, str] | None = None
+):
+    """Compare a fresh model's arrays, by official name, with the file's statistics.
+
+    Constants (standard deviation 0) must be equal. Random ones must agree in mean and standard
+    deviation within the error of two finite draws, and a uniform one also in its limit. Both draws
+    come from the same distribution, but not from the same generator, so nothing sharper can be
+    asked of them.
+
+    Args:
+        skip: official name to the reason why its start differs by design.
+    """
+    stats = case.meta.get("init_stats") or {}
+    for name, theirs in stats.items():
+        if skip and name in skip:
+            case.check(f"start of {name}", True, f"not compared: {skip[name]}")
+            continue
+        if name not in fresh:
+            case.check(f"start of {name}", False, "our model has no such parameter")
+            continue
+        ours = np.asarray(fresh[name], "float64")
+        if list(ours.shape) != list(theirs["shape"]):
+            case.check(f"start of {name}", False, f"shape {ours.shape}, not {theirs['shape']}")
+            continue
+        if not theirs.get("requires_grad", True):
+            # Fixed tables are not random: the file's parameter itself is the initial value.
+            case.compare_values(f"start of {name}", ours, case.arrays[f"param/{name}"])
+            continue
+        problems = _differences(ours, theirs)
+        case.check(
+            f"start of {name}",
+            not problems,
+            "; ".join(problems) or f"mean {ours.mean():.1e}, std {ours.std():.3g}",
+        )
+
+
+def _differences(ours, theirs):
+    mean, std, limit = theirs["mean"], theirs["std"], max(abs(theirs["min"]), abs(theirs["max"]))
+    if std < 1e-12:
+        wrong = np.abs(ours - mean).max()
+        return [f"expected the constant {mean:g}, off by {wrong:.1e}"] if wrong > 1e-7 else []
+    count, problems = ours.size, []
+    tolerance = SIGMAS * std * np.sqrt(2 / count)
+    if abs(ours.mean() - mean) > tolerance:
+        problems.append(f"mean {ours.mean():.3g}, theirs {mean:.3g} (tolerance {tolerance:.1g})")
+    # The standard error of a sample's standard deviation is at most std / sqrt(2 n), for a normal.
+    relative = SIGMAS * np.sqrt(1 / count)
+    if abs(ours.std() - std) > relative * std:
+        problems.append(f"std {ours.std():.3g}, theirs {std:.3g} (tolerance {relative:.1%})")
+    # A uniform distribution ends at sqrt(3) standard deviations; a large normal sample never does.
+    if count >= 256 and limit < 1.8 * std:
+        ours_limit = np.abs(ours).max()
+        if abs(ours_limit - limit) > 0.1 * limit:
+            problems.append(f"limit {ours_limit:.3g}, theirs {limit:.3g} (uniform)")
+    return problems
