@@ -1,0 +1,80 @@
+"""Operations whose fastest form differs between backends."""
+
+import keras
+from keras import ops
+
+
+def _prefers_plain_attention() -> bool:
+    """Whether two matrix products and a softmax beat the backend's own attention.
+
+    Measured in benchmarks/: on JAX's CPU the plain form takes 0.5 of the time of
+    `jax.nn.dot_product_attention` for 197 tokens, forward and backward, and keras' TensorFlow
+    version is the plain form in another order. PyTorch, and JAX on accelerators, have fused
+    kernels that never write the attention matrix to memory.
+    """
+    backend = keras.backend.backend()
+    if backend == "jax":
+        import jax
+
+        return jax.default_backend() == "cpu"
+    return backend == "tensorflow"
+
+
+def dot_product_attention(query, key, value):
+    """Scaled dot-product attention, `softmax(q k^T / sqrt(head_dim)) v`.
+
+    Args:
+        query: `(batch, tokens, heads, head_dim)`; `key` and `value` likewise.
+
+    Returns:
+        `(batch, tokens, heads, head_dim)`.
+    """
+    if not _prefers_plain_attention():
+        return ops.dot_product_attention(query, key, value)
+    attention = attention_weights(query, key)
+    out = ops.matmul(attention, ops.transpose(value, (0, 2, 1, 3)))
+    return ops.transpose(out, (0, 2, 1, 3))
+
+
+def attention_weights(query, key):
+    """`softmax(q k^T / sqrt(head_dim))`: `(batch, heads, query tokens, key tokens)`."""
+    query = ops.transpose(query * query.shape[-1] ** -0.5, (0, 2, 1, 3))
+    return ops.softmax(ops.matmul(query, ops.transpose(key, (0, 2, 3, 1))), axis=-1)
+
+
+def _barrier():
+    """The identity, behind and before which XLA fuses nothing; or `None` where not needed."""
+    if keras.backend.backend() != "jax":
+        return None
+    import jax
+
+    if jax.default_backend() != "cpu":
+        return None
+
+    def materialized(x):
+        # `lax.optimization_barrier` is taken out before fusion on CPU; a branch is not. The
+        # predicate is true unless the first number is NaN, and then everything becomes NaN.
+        probe = x[(0,) * x.ndim]
+        return jax.lax.cond(probe == probe, lambda x: x, lambda x: x * probe, x)
+
+    @jax.custom_vjp
+    def barrier(x):
+        return materialized(x)
+
+    barrier.defvjp(
+        lambda x: (materialized(x), None), lambda _, gradient: (materialized(gradient),)
+    )
+    return barrier
+
+
+_materialize = _barrier()
+
+
+def materialize(x):
+    """The identity; on JAX's CPU a hint to write `x` to memory here.
+
+    A residual stream is a chain of sums that every block reads. XLA's CPU compiler fuses the
+    chain into each of its readers and so computes it again, from the first block on, in every one
+    of them: time and code grow with the square of the depth. Measured in benchmarks/.
+    """
+    return x if _materialize is None else _materialize(x)
