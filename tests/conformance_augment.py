@@ -58,8 +58,8 @@ def compare(npz: Any, meta: dict) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         ours[f"hue_{delta}"] = functional.adjust_hue(image, delta)
 
     for i, jitter in enumerate(config.get("jitter", [])):
-        factors = (jitter[name] for name in ("brightness", "contrast", "saturation", "hue"))
-        factors = dict(zip(("brightness", "contrast", "saturation", "hue"), factors))
+        names = ("brightness", "contrast", "saturation", "hue")
+        factors = {name: jitter[name] for name in names}
         definition = {"simclrv1": "simclr_v1", "simclrv2": "simclr_v2"}[jitter["impl"]]
         ours[f"jitter{i}_nonrand"] = functional.color_jitter(
             image, **factors, order=(0, 1, 2, 3), definition=definition

@@ -77,12 +77,12 @@ def resize_matrix(
     Row `i` holds the weights of the input pixels for output pixel `i`, whose centre is
     `c = start + (i + 1/2) * s` with `s = extent / output_size`; pixel `p` has its centre at
     `p + 1/2`. With antialiasing the kernel `k` is widened by `max(s, 1)`:
-    `w[i, p] = k(|p + 1/2 - c| / max(s, 1))`, over the pixels of the crop, and each row is divided by
-    its sum. `k` is the triangle for `"bilinear"`, and Keys' cubic with `a = -1/2` for `"bicubic"`
+    `w[i, p] = k(|p + 1/2 - c| / max(s, 1))`, over the pixels of the crop, and each row is divided
+    by its sum. `k` is the triangle for `"bilinear"`, and Keys' cubic with `a = -1/2` for `"bicubic"`
     (`a = -3/4` for torch's bicubic without antialiasing).
 
-    Without antialiasing, taps outside the crop repeat its edge (`"torchvision"`) or are left out and
-    the rest is renormalised (`"tensorflow"`, which also rounds the distance to 1/1024 pixel).
+    Without antialiasing, taps outside the crop repeat its edge (`"torchvision"`) or are left out
+    and the rest is renormalised (`"tensorflow"`, which also rounds the distance to 1/1024 pixel).
 
     Args:
         start: Where the crop begins, in pixels: a number or a `(B,)` tensor.
@@ -432,8 +432,8 @@ def adjust_saturation(
 ) -> Any:
     """Changes the saturation.
 
-    `"torchvision"` blends with the luma: `factor * x + (1 - factor) * gray(x)`. `"tensorflow"` scales
-    S of HSV and limits it to 1: `V - (V - x) * min(factor, V / (V - min))` with `V` the largest
+    `"torchvision"` blends with the luma: `factor * x + (1 - factor) * gray(x)`. `"tensorflow"`
+    scales S of HSV and limits it to 1: `V - (V - x) * min(factor, V / (V - min))` with `V` the largest
     and `min` the smallest channel of the pixel.
 
     Args:
@@ -463,34 +463,41 @@ def adjust_hue(images: Any, delta: Any, channel_axis: int = -1) -> Any:
 
     With `V` the largest and `m` the smallest channel, the hue is a position `h` on a hexagon of
     circumference 6; after `h <- (h + 6 delta) mod 6` the channels are
-    `m + (V - m) * clip(|h - 3| - 1)`, `... clip(2 - |h - 2|)` and `... clip(2 - |h - 4|)`, which needs no
-    branch on the sextant. Exact in float, as `tf.image.adjust_hue` and torchvision on float
-    tensors are; PIL and torchvision on 8-bit images round H, S and V to 8 bits, which moves
-    single pixels by several levels.
+    `m + (V - m) * clip(|h - 3| - 1)`, `... clip(2 - |h - 2|)` and `... clip(2 - |h - 4|)`, which
+    needs no branch on the sextant. Exact in float, as `tf.image.adjust_hue` and torchvision on
+    float tensors are; PIL and torchvision on 8-bit images round H, S and V to 8 bits, which
+    moves single pixels by several levels.
 
     Args:
         images: Float tensor in [0, 1].
         delta: A number or `(B,)`, in turns: [-0.5, 0.5] covers all hues.
         channel_axis: -1, or -2 for the row-planar layout.
     """
-    images = ops.convert_to_tensor(images)
+    return _adjust_hsv(ops.convert_to_tensor(images), delta, None, channel_axis)
+
+
+def _adjust_hsv(images: Any, delta: Any, factor: Any, channel_axis: int) -> Any:
+    """Turns the hue and scales the saturation (if a factor is given) of HSV, in one pass."""
     delta = _per_sample(delta)
     red, green, blue = _channels(images, channel_axis)
     value = ops.maximum(ops.maximum(red, green), blue)
-    low = ops.minimum(ops.minimum(red, green), blue)
-    chroma = value - low
+    chroma = value - ops.minimum(ops.minimum(red, green), blue)
     is_red, is_green = value == red, value == green
     slope = ops.where(is_red, green - blue, ops.where(is_green, blue - red, red - green))
     corner = ops.where(is_red, 0.0, ops.where(is_green, 2.0, 4.0))
     # Where the chroma is 0 the slope is 0 too, so any positive divisor will do.
-    hue = corner + slope / ops.maximum(chroma, 1e-12) + 6.0 * delta
+    hue = (corner + 6.0 * delta) + slope / ops.maximum(chroma, 1e-12)
     hue = hue - 6.0 * ops.floor(hue * (1.0 / 6.0))
+    if factor is not None:
+        # S = chroma / V is scaled and limited to 1.
+        chroma = ops.minimum(chroma * _per_sample(factor), value)
     shades = (
         ops.clip(ops.abs(hue - 3.0) - 1.0, 0.0, 1.0),
         ops.clip(2.0 - ops.abs(hue - 2.0), 0.0, 1.0),
         ops.clip(2.0 - ops.abs(hue - 4.0), 0.0, 1.0),
     )
-    return low + chroma * ops.concatenate(shades, axis=channel_axis)
+    low = value - chroma
+    return ops.concatenate([low + chroma * shade for shade in shades], axis=channel_axis)
 
 
 def color_jitter(
@@ -544,52 +551,73 @@ def color_jitter(
                 images = ops.clip(adjust_hue(images, hue, channel_axis), 0.0, 1.0)
         return images
 
-    # An order for each image: the hue, the dearest operation, is computed once; three slots
-    # before it and three after it hold whichever of the others come there, or nothing.
-    order = ops.convert_to_tensor(order)
-    place = ops.cast(ops.argsort(order, axis=1), "int32")  # (B, 4): when each operation comes
-    factors = (brightness, contrast, saturation)
-    factors = tuple(ops.convert_to_tensor(factor, dtype="float32") for factor in factors)
-    hue_place = place[:, 3]
-
-    def slot(images, at, wanted):
-        chosen = [ops.logical_and(place[:, i] == at, wanted) for i in range(3)]
-        neutral = (0.0 if additive else 1.0, 1.0, 1.0)
-        b, c, s = (ops.where(chosen[i], factors[i], neutral[i]) for i in range(3))
-        return _affine_slot(images, b, c, s, family, additive, channel_axis)
-
-    for at in range(3):
-        images = slot(images, at, hue_place > at)
-    images = adjust_hue(images, hue, channel_axis)
-    for at in range(1, 4):
-        images = slot(images, at, hue_place < at)
-    return images
+    place = ops.cast(ops.argsort(ops.convert_to_tensor(order), axis=1), "int32")
+    place = [place[:, i] for i in range(4)]  # when each of the four comes, for each image
+    factors = [ops.convert_to_tensor(f, dtype="float32") for f in (brightness, contrast)]
+    saturation = ops.convert_to_tensor(saturation, dtype="float32")
+    hue = ops.convert_to_tensor(hue, dtype="float32")
+    jitter = _jitter_torchvision if family == "torchvision" else _jitter_tensorflow
+    return jitter(images, *factors, saturation, hue, place, additive, channel_axis)
 
 
-def _affine_slot(
-    images: Any,
-    brightness: Any,
-    contrast: Any,
-    saturation: Any,
-    family: str,
-    additive: bool,
-    axis: int,
+# Every image has its own order, but the operations run on the whole batch. So they are laid out as
+# a sequence that contains each of the 24 orders as a subsequence, and an image's factors are
+# neutral in the slots that it does not use. The sequences are the shortest in time.
+
+
+def _jitter_torchvision(
+    images: Any, brightness, contrast, saturation, hue, place: list, additive: bool, axis: int
 ) -> Any:
-    """One of brightness, contrast or saturation per image; the factors of the others are neutral."""
-    b, c, s = (_per_sample(value) for value in (brightness, contrast, saturation))
-    if family == "torchvision":
-        # All three are `scale * x + shift` with a shift made of the luma, so one pass does.
+    # Brightness, contrast and saturation are all `scale * x + shift` with a shift made of the
+    # luma, so that one slot can be any of them: the sequence is A H A A H A. Row k says for the
+    # k-th A which of the four operations of an order it is, by the place of the hue in it.
+    table = np.array([[-1, 0, 0, 0], [1, 2, 1, 1], [2, 3, -1, 2], [3, -1, 3, -1]], "int32")
+    factors = (brightness, contrast, saturation)
+
+    def affine(images, slot):
+        wanted = ops.take(ops.convert_to_tensor(table[slot]), place[3], axis=0)
+        b, c, s = (_per_sample(ops.where(place[i] == wanted, factors[i], 1.0)) for i in range(3))
         gray = grayscale(images, axis, keep_channels=False)
         mean = ops.mean(gray, axis=(1, 2, 3), keepdims=True)
         images = images * (b * c * s) + (gray * (1.0 - s) + mean * (1.0 - c))
         return ops.clip(images, 0.0, 1.0)
-    mean = ops.mean(images, axis=(1, 2 if axis == -1 else 3), keepdims=True)
-    if additive:
-        images = images * c + (mean * (1.0 - c) + b)
-    else:
-        images = images * (b * c) + mean * (1.0 - c)
-    images = ops.clip(images, 0.0, 1.0)
-    return adjust_saturation(images, s, family, True, axis)
+
+    early = place[3] <= 1
+    images = affine(images, 0)
+    images = _adjust_hsv(images, ops.where(early, hue, 0.0), None, axis)
+    images = affine(images, 1)
+    images = affine(images, 2)
+    images = _adjust_hsv(images, ops.where(early, 0.0, hue), None, axis)
+    return affine(images, 3)
+
+
+def _jitter_tensorflow(
+    images: Any, brightness, contrast, saturation, hue, place: list, additive: bool, axis: int
+) -> Any:
+    # Saturation and hue are both in HSV and commute, so only their places among brightness and
+    # contrast matter: the sequence is SH A SH A SH.
+    first = place[0] < place[1]  # whether brightness comes before contrast
+    before = [
+        ops.cast(place[0] < place[i], "int32") + ops.cast(place[1] < place[i], "int32")
+        for i in (2, 3)
+    ]
+    neutral = 0.0 if additive else 1.0
+
+    def hsv(images, slot):
+        s = ops.where(before[0] == slot, saturation, 1.0)
+        return _adjust_hsv(images, ops.where(before[1] == slot, hue, 0.0), s, axis)
+
+    def affine(images, is_brightness):
+        b = _per_sample(ops.where(is_brightness, brightness, neutral))
+        c = _per_sample(ops.where(is_brightness, 1.0, contrast))
+        mean = ops.mean(images, axis=(1, 2 if axis == -1 else 3), keepdims=True)
+        shift = mean * (1.0 - c)
+        images = images * c + (shift + b) if additive else images * (b * c) + shift
+        return ops.clip(images, 0.0, 1.0)
+
+    images = hsv(ops.clip(images, 0.0, 1.0), 0)
+    images = hsv(affine(images, first), 1)
+    return hsv(affine(images, ops.logical_not(first)), 2)
 
 
 def solarize(images: Any, selected: Any = True, threshold: float = 0.5) -> Any:
