@@ -55,17 +55,17 @@ def torch_adamw(arrays, gradients, groups, rates, decays=None, **kwargs):
     optimizer = torch.optim.AdamW(
         [
             {"params": [p], "lr": rates[0] * multiplier, "weight_decay": decay}
-            for p, (multiplier, decay) in zip(parameters, groups)
+            for p, (multiplier, decay) in zip(parameters, groups, strict=True)
         ],
         **kwargs,
     )
     history = []
-    for step, (rate, step_gradients) in enumerate(zip(rates, gradients)):
-        for group, (multiplier, decay) in zip(optimizer.param_groups, groups):
+    for step, (rate, step_gradients) in enumerate(zip(rates, gradients, strict=True)):
+        for group, (multiplier, decay) in zip(optimizer.param_groups, groups, strict=True):
             group["lr"] = rate * multiplier
             if decays is not None and decay:
                 group["weight_decay"] = decays[step]
-        for parameter, gradient in zip(parameters, step_gradients):
+        for parameter, gradient in zip(parameters, step_gradients, strict=True):
             parameter.grad = None if gradient is None else torch.tensor(gradient)
         optimizer.step()
         history.append([p.detach().numpy().copy() for p in parameters])
@@ -95,9 +95,9 @@ def test_adamw_equals_torch(beta_2, epsilon):
         learning_rate_multipliers={"token": 0.25, "norm|token": 0.5},
     )
     variables = make_variables(arrays)
-    for step_gradients, step_expected in zip(gradients, expected):
+    for step_gradients, step_expected in zip(gradients, expected, strict=True):
         apply(optimizer, variables, step_gradients)
-        for actual, desired in zip(numpy_values(variables), step_expected):
+        for actual, desired in zip(numpy_values(variables), step_expected, strict=True):
             np.testing.assert_allclose(actual, desired, rtol=1e-6, atol=1e-6)
 
 
@@ -114,7 +114,7 @@ def test_adamw_weight_decay_schedule_and_missing_gradient():
     for step_gradients in gradients:
         with pytest.warns(UserWarning, match="Gradients do not exist"):
             apply(optimizer, variables, step_gradients)
-    for actual, desired in zip(numpy_values(variables), expected):
+    for actual, desired in zip(numpy_values(variables), expected, strict=True):
         np.testing.assert_allclose(actual, desired, rtol=1e-6, atol=1e-6)
     restored = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
     assert restored.decay.get_config() == schedule.get_config()
@@ -185,13 +185,15 @@ def lars_options(case, variant):
 
 def split(flat, shapes):
     ends = np.cumsum([np.prod(shape) for shape in shapes.values()])[:-1]
-    return [part.reshape(s) for part, s in zip(np.split(flat, ends), shapes.values())]
+    return [part.reshape(s) for part, s in zip(np.split(flat, ends), shapes.values(), strict=True)]
 
 
 @pytest.mark.parametrize("case, variant", [(c, v) for c in LARS_CASES for v in LARS_CASES[c]])
 def test_lars_equals_the_reference(case, variant):
     shapes = META[case]["shapes"]
-    variables = make_variables(dict(zip(shapes, split(VECTORS[f"{case}/param"], shapes))))
+    variables = make_variables(
+        dict(zip(shapes, split(VECTORS[f"{case}/param"], shapes), strict=True))
+    )
     optimizer = LARS(**lars_options(case, variant))
     for step, flat in enumerate(VECTORS[f"{case}/grad"]):
         apply(optimizer, variables, split(flat, shapes))
@@ -211,27 +213,26 @@ def test_every_lars_vector_is_tested():
 
 def numpy_lars(arrays, gradients, rates, holds, options):
     """Independent float64 reference with a changing learning rate."""
-    w = {path: a.astype("float64") for path, a in arrays.items()}
-    v = {path: np.zeros_like(a) for path, a in w.items()}
-    for rate, step in zip(rates, gradients):
-        for path, g in zip(w, step):
-            vector = w[path].ndim <= 1
+    w = [a.astype("float64") for a in arrays.values()]
+    v = [np.zeros_like(a) for a in w]
+
+    def trust(i, u):
+        norms = np.linalg.norm(w[i]), np.linalg.norm(u)
+        return 1.0 if w[i].ndim <= 1 or min(norms) == 0 else 0.02 * norms[0] / norms[1]
+
+    for rate, step in zip(rates, gradients, strict=True):
+        for i, g in enumerate(step):
+            vector = w[i].ndim <= 1
             lr = rate * (options["bias_rate"] if vector else 1.0)
-
-            def trust(u):
-                if vector or not (np.linalg.norm(w[path]) > 0 and np.linalg.norm(u) > 0):
-                    return 1.0
-                return 0.02 * np.linalg.norm(w[path]) / np.linalg.norm(u)
-
-            g = g + (0.0 if vector else 0.1) * w[path]
-            added = {"update": lambda: lr * trust(g) * g, "scaled_gradient": lambda: trust(g) * g}
-            added = added.get(holds, lambda: g)()
-            v[path] = 0.9 * v[path] + added
-            u = 0.9 * v[path] + added if options["nesterov"] else v[path]
+            g = g + (0.0 if vector else 0.1) * w[i]
+            if holds != "gradient":
+                g = g * trust(i, g) * (lr if holds == "update" else 1.0)
+            v[i] = 0.9 * v[i] + g
+            u = 0.9 * v[i] + g if options["nesterov"] else v[i]
             if holds == "gradient":
-                u = trust(u) * u
-            w[path] = w[path] - (u if holds == "update" else lr * u)
-    return list(w.values())
+                u = u * trust(i, u)
+            w[i] = w[i] - (u if holds == "update" else lr * u)
+    return w
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
@@ -254,7 +255,7 @@ def test_lars_under_a_schedule_with_a_second_rate(holds, nesterov):
     variables = make_variables(arrays)
     for step_gradients in gradients:
         apply(optimizer, variables, step_gradients)
-    for actual, desired in zip(numpy_values(variables), expected):
+    for actual, desired in zip(numpy_values(variables), expected, strict=True):
         np.testing.assert_allclose(actual, desired, rtol=1e-5, atol=1e-6)
 
 
@@ -333,7 +334,7 @@ def test_save_and_continue_equals_never_having_stopped(name, tmp_path):
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert loaded.optimizer.get_config() == stopped.optimizer.get_config()
     loaded.fit(x, y, batch_size=8, epochs=1, shuffle=False, verbose=0)
-    for actual, expected in zip(loaded.get_weights(), straight.get_weights()):
+    for actual, expected in zip(loaded.get_weights(), straight.get_weights(), strict=True):
         np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-7)
 
 
@@ -345,7 +346,7 @@ def test_compiled_fit_equals_eager_fit(name):
     compiled.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
     eager = make_model(make_optimizer(name), run_eagerly=True)
     eager.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
-    for actual, expected in zip(compiled.get_weights(), eager.get_weights()):
+    for actual, expected in zip(compiled.get_weights(), eager.get_weights(), strict=True):
         np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)
 
 
@@ -358,7 +359,7 @@ def test_gradient_accumulation_equals_the_large_batch(name):
     large.fit(x, y, batch_size=16, epochs=2, shuffle=False, verbose=0)
     small = make_model(cls(0.01, gradient_accumulation_steps=2, **keyword))
     small.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
-    for actual, expected in zip(small.get_weights(), large.get_weights()):
+    for actual, expected in zip(small.get_weights(), large.get_weights(), strict=True):
         np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)
 
 
@@ -372,13 +373,13 @@ def test_mixed_float16_with_loss_scaling(name):
     full = make_model(make_optimizer(name))
     full.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
     assert int(ops.convert_to_numpy(optimizer.iterations)) == 8
-    for actual, expected in zip(half.get_weights(), full.get_weights()):
+    for actual, expected in zip(half.get_weights(), full.get_weights(), strict=True):
         assert actual.dtype == np.float32
         np.testing.assert_allclose(actual, expected, atol=0.02)
     # a non-finite gradient skips the step
     before = half.get_weights()
     half.fit(np.full((8, 6), 1e9, "float32"), y[:8], batch_size=8, epochs=1, verbose=0)
-    for actual, expected in zip(half.get_weights(), before):
+    for actual, expected in zip(half.get_weights(), before, strict=True):
         np.testing.assert_array_equal(actual, expected)
 
 
@@ -395,7 +396,7 @@ def test_half_precision_variables(name, dtype):
             optimizer.apply(tensors, variables)
         assert all(v.dtype == variable_dtype for v in variables)
         results.append([ops.convert_to_numpy(ops.cast(v, "float32")) for v in variables])
-    for actual, expected in zip(*results):
+    for actual, expected in zip(*results, strict=True):
         np.testing.assert_allclose(actual, expected, atol=0.05)
 
 
@@ -409,7 +410,7 @@ def test_clipping_as_in_keras(argument):
     variables, expected = make_variables(arrays), make_variables(arrays)
     apply(optimizer, variables, gradients[0])
     apply(reference, expected, gradients[0])
-    for actual, desired in zip(numpy_values(variables), numpy_values(expected)):
+    for actual, desired in zip(numpy_values(variables), numpy_values(expected), strict=True):
         np.testing.assert_allclose(actual, desired, rtol=1e-5, atol=1e-6)
 
 
@@ -420,7 +421,7 @@ def test_constraints_and_ema_see_the_updated_weights():
         model = make_model(make_optimizer("adamw", **options))
         model.fit(x, y, batch_size=8, epochs=1, shuffle=False, verbose=0)
         weights[case] = model.get_weights()
-    for actual, expected in zip(weights["ema"], weights["plain"]):
+    for actual, expected in zip(weights["ema"], weights["plain"], strict=True):
         np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-7)
     model = make_model(make_optimizer("adamw"))
     model.layers[0].kernel.constraint = keras.constraints.NonNeg()

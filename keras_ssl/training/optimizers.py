@@ -215,7 +215,7 @@ class GroupedOptimizer(keras.optimizers.Optimizer):
         indices = [self._get_variable_index(v) for v in variables]
         with torch.no_grad():
             if not self._update_all(gradients, variables, indices):
-                for gradient, variable, index in zip(gradients, variables, indices):
+                for gradient, variable, index in zip(gradients, variables, indices, strict=True):
                     self._update(gradient, variable, index)
 
     def _scalars(self, learning_rate):
@@ -251,7 +251,7 @@ class GroupedOptimizer(keras.optimizers.Optimizer):
                 "weight_decay": decay,
                 "exclude_from_weight_decay": list(self._decay_exclusions),
                 "exclude_1d": self.exclude_1d,
-                "learning_rate_multipliers": {p: m for p, m in self._multipliers},
+                "learning_rate_multipliers": dict(self._multipliers),
             }
         )
         return config
@@ -604,37 +604,36 @@ class LARS(GroupedOptimizer):
         slots = [self.momentums[index].value for index in indices]
         decayed = [i for i, group in enumerate(groups) if group.decay]
         adapted = [i for i, group in enumerate(groups) if group.adapt]
-        rates = [self._scaled("learning_rate", g.multiplier).to(first.dtype) for g in groups]
+        rates = torch.stack(
+            [self._scaled("learning_rate", g.multiplier).to(first.dtype) for g in groups]
+        )
 
-        def scaled(tensors):
-            if not adapted:
-                return tensors
-            weight_norms = torch.stack(torch._foreach_norm([weights[i] for i in adapted]))
-            norms = torch.stack(torch._foreach_norm([tensors[i] for i in adapted]))
-            trust = self._trust(weight_norms, norms).unbind()
-            products = torch._foreach_mul([tensors[i] for i in adapted], list(trust))
-            tensors = list(tensors)
-            for i, product in zip(adapted, products):
-                tensors[i] = product
-            return tensors
+        def scaled(tensors, with_rate):
+            """Tensors times their trust ratios, and times their learning rates if asked."""
+            factors = rates.clone() if with_rate else torch.ones_like(rates)
+            if adapted:
+                weight_norms = torch.stack(torch._foreach_norm([weights[i] for i in adapted]))
+                norms = torch.stack(torch._foreach_norm([tensors[i] for i in adapted]))
+                factors[adapted] *= self._trust(weight_norms, norms)
+            return torch._foreach_mul(tensors, list(factors.unbind()))
 
         gradients = [g.to(first.dtype) for g in gradients]
         if decayed and (callable(self.decay) or self.decay > 0):
             decay = self._step.scalars["decay"]
             terms = torch._foreach_mul([weights[i] for i in decayed], decay)
             torch._foreach_add_(terms, [gradients[i] for i in decayed])
-            for i, term in zip(decayed, terms):
+            for i, term in zip(decayed, terms, strict=True):
                 gradients[i] = term
-        added = gradients if self.momentum_holds == "gradient" else scaled(gradients)
-        if self.momentum_holds == "update":
-            added = torch._foreach_mul(added, rates)
+        added = gradients
+        if self.momentum_holds != "gradient":
+            added = scaled(gradients, with_rate=self.momentum_holds == "update")
         torch._foreach_mul_(slots, self.momentum)
         torch._foreach_add_(slots, added)
         update = torch._foreach_add(added, slots, alpha=self.momentum) if self.nesterov else slots
         if self.momentum_holds == "gradient":
-            update = scaled(update)
-        if self.momentum_holds != "update":
-            update = torch._foreach_mul(update, rates)
+            update = scaled(update, with_rate=True)
+        elif self.momentum_holds == "scaled_gradient":
+            update = torch._foreach_mul(update, list(rates.unbind()))
         torch._foreach_sub_(weights, update)
         return True
 
