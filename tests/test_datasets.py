@@ -613,7 +613,8 @@ def tfds_folder(tmp_path):
 
 
 def test_from_tfds(tfds_folder):
-    tfds = pytest.importorskip("tensorflow_datasets")
+    import tensorflow_datasets as tfds
+
     builder = tfds.ImageFolder(str(tfds_folder))
     train = datasets.from_tfds(builder, "train", 16, batch_size=4)
     assert train.class_names == ("cat", "dog") and len(train) == 2
@@ -633,7 +634,8 @@ def test_from_tfds(tfds_folder):
 
 
 def test_from_tfds_refuses(tfds_folder, tmp_path):
-    tfds = pytest.importorskip("tensorflow_datasets")
+    import tensorflow_datasets as tfds
+
     builder = tfds.ImageFolder(str(tfds_folder))
     with pytest.raises(ValueError, match="no feature 'picture'.*image"):
         datasets.from_tfds(builder, image_key="picture")
