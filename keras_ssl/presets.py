@@ -2,12 +2,11 @@
 
 import json
 import os
-from importlib import resources
 
 
 def _shipped_folder() -> str | None:
     """The folder of shipped presets: inside an installed wheel, or in the repository."""
-    package = str(resources.files("keras_ssl"))
+    package = os.path.dirname(os.path.abspath(__file__))
     for folder in (
         os.path.join(package, "_presets"),
         os.path.join(os.path.dirname(package), "presets"),

@@ -270,8 +270,9 @@ class SSLTask(keras_hub.models.Task):
             batch_size = min(batch_size or 32, len(images))
             if batch_size < 1:
                 raise ValueError(f"`batch_size` must be positive. Received: {batch_size}")
-            x = data_utils.ArrayBatches(x, batch_size, shuffle=shuffle, seed=self.seed)
+            x = data_utils.ArrayBatches(x, batch_size, shuffle, self.seed, epoch=initial_epoch)
             steps = len(x)
+            shuffle = False  # Keras would shuffle the order of the batches by an unsaved seed
         else:
             if batch_size is not None or validation_split:
                 raise ValueError(
@@ -292,6 +293,7 @@ class SSLTask(keras_hub.models.Task):
             epochs=epochs,
             initial_epoch=initial_epoch,
             steps_per_epoch=steps_per_epoch,
+            shuffle=shuffle,
             validation_data=_without_labels(validation_data),
             **kwargs,
         )

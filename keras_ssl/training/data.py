@@ -1,6 +1,7 @@
 """What `fit` is given: peeked at, checked, and batched."""
 
 import itertools
+import random
 
 import keras
 import numpy as np
@@ -10,24 +11,33 @@ class ArrayBatches(keras.utils.PyDataset):
     """Batches of arrays in memory, reshuffled every epoch, without the ragged last one.
 
     Every batch has the same size, so a step is compiled once; the reference codes drop the last
-    incomplete batch as well.
+    incomplete batch as well. The order depends on seed and epoch only, so that a run resumed at
+    `epoch` sees what the uninterrupted one would have seen. (Keras ends an epoch before the first.)
 
     Args:
         arrays: an array or a dict of arrays with a common first axis.
         batch_size: rows of a batch.
         shuffle: new order every epoch.
-        seed: of the order.
+        seed: of the order; random when `None`.
+        epoch: the first epoch.
     """
 
-    def __init__(self, arrays, batch_size: int, shuffle: bool = True, seed: int | None = None):
+    def __init__(
+        self, arrays, batch_size: int, shuffle: bool = True, seed: int | None = None, epoch: int = 0
+    ):
         super().__init__()
         self.arrays = arrays
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.num_rows = len(next(iter(arrays.values())) if isinstance(arrays, dict) else arrays)
-        self.generator = np.random.default_rng(seed)
-        self.order = np.arange(self.num_rows)
-        self.on_epoch_end()
+        self.seed = random.getrandbits(32) if seed is None else seed
+        self.epoch = epoch
+        self.order = self._order()
+
+    def _order(self):
+        if not self.shuffle:
+            return np.arange(self.num_rows)
+        return np.random.default_rng((self.seed, self.epoch)).permutation(self.num_rows)
 
     def __len__(self):
         return self.num_rows // self.batch_size
@@ -39,8 +49,8 @@ class ArrayBatches(keras.utils.PyDataset):
         return (keras.tree.map_structure(lambda array: array[rows], self.arrays),)
 
     def on_epoch_end(self):
-        if self.shuffle:
-            self.order = self.generator.permutation(self.num_rows)
+        self.epoch += 1
+        self.order = self._order()
 
 
 def is_array(x) -> bool:
