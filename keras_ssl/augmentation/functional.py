@@ -57,9 +57,12 @@ def _channels(images: Any, channel_axis: int) -> tuple[Any, Any, Any]:
 
 def _cubic(xp: Any, distance: Any, a: float) -> Any:
     """Keys' cubic convolution kernel at non-negative distances (Keys 1981, eq. 15)."""
-    near = ((a + 2.0) * distance - (a + 3.0)) * distance * distance + 1.0
-    far = a * (((distance - 5.0) * distance + 8.0) * distance - 4.0)
-    return xp.where(distance < 1.0, near, xp.where(distance < 2.0, far, 0.0 * far))
+    # Both pieces are 0 where the other one takes over, so clamping the distance adds them up
+    # without a choice (an elementwise choice is slow in eager PyTorch).
+    near = xp.minimum(distance, 1.0)
+    far = xp.minimum(xp.maximum(distance, 1.0), 2.0)
+    near = ((a + 2.0) * near - (a + 3.0)) * near * near + 1.0
+    return near + a * (((far - 5.0) * far + 8.0) * far - 4.0)
 
 
 def resize_matrix(
@@ -119,6 +122,7 @@ def resize_matrix(
     center = start + (index + 0.5) * step
     first, last = xp.floor(start), xp.ceil(start + extent) - 1
     inside = (pixel + 0.5 > start) & (pixel + 0.5 < start + extent)
+    inside = inside.astype("float32") if xp is np else ops.cast(inside, "float32")
     if interpolation == "nearest":
         chosen = xp.maximum(xp.minimum(xp.floor(center), last), first)
         weights = xp.where(pixel == chosen, 1.0, 0.0)
@@ -128,7 +132,7 @@ def resize_matrix(
             weights = xp.maximum(1.0 - distance, 0.0)
         else:
             weights = _cubic(xp, distance, -0.5)
-        weights = xp.where(inside, weights, 0.0)
+        weights = weights * inside
         weights = weights / xp.sum(weights, axis=-1, keepdims=True)
     elif interpolation == "bilinear":
         place = xp.maximum(xp.minimum(center - 0.5, last), first)
@@ -140,7 +144,7 @@ def resize_matrix(
         place = (index + 0.5) * step - 0.5
         floor = xp.floor(place)
         place = start + floor + xp.round((place - floor) * 1024.0) / 1024.0
-        weights = xp.where(inside, _cubic(xp, xp.abs(pixel - place), -0.5), 0.0)
+        weights = _cubic(xp, xp.abs(pixel - place), -0.5) * inside
         weights = weights / xp.sum(weights, axis=-1, keepdims=True)
     else:
         place = center - 0.5
@@ -349,6 +353,11 @@ def center_crop(
     return crop_resize(images, box, size, interpolation, antialias, definition, saturate)
 
 
+def select(chosen: Any, yes: Any, no: Any) -> Any:
+    """`yes` where an image is chosen (1), `no` elsewhere (0): exact, and fast on every backend."""
+    return yes * chosen + no * (1.0 - chosen)
+
+
 def flip_horizontal(images: Any, selected: Any) -> Any:
     """Mirrors the selected images left-right.
 
@@ -461,12 +470,12 @@ def adjust_saturation(
 def adjust_hue(images: Any, delta: Any, channel_axis: int = -1) -> Any:
     """Turns the hue of HSV by `delta` turns.
 
-    With `V` the largest and `m` the smallest channel, the hue is a position `h` on a hexagon of
-    circumference 6; after `h <- (h + 6 delta) mod 6` the channels are
-    `m + (V - m) * clip(|h - 3| - 1)`, `... clip(2 - |h - 2|)` and `... clip(2 - |h - 4|)`, which
-    needs no branch on the sextant. Exact in float, as `tf.image.adjust_hue` and torchvision on
-    float tensors are; PIL and torchvision on 8-bit images round H, S and V to 8 bits, which
-    moves single pixels by several levels.
+    With `V` the largest and `m` the smallest channel and `c = V - m`, the hue is a position on a
+    hexagon of circumference 6 with red at 0: `h = sign(G - B) * (1 + (G + B - R - m) / c)`, which
+    needs no branch on the sextant. After `h <- (h + 6 delta) mod 6` the channels are
+    `m + c * clip(|h - 3| - 1)`, `m + c * clip(2 - |h - 2|)` and `m + c * clip(2 - |h - 4|)`. Exact
+    in float, as `tf.image.adjust_hue` and torchvision on float tensors are; PIL and torchvision
+    on 8-bit images round H, S and V to 8 bits, which moves single pixels by several levels.
 
     Args:
         images: Float tensor in [0, 1].
@@ -481,22 +490,23 @@ def _adjust_hsv(images: Any, delta: Any, factor: Any, channel_axis: int) -> Any:
     delta = _per_sample(delta)
     red, green, blue = _channels(images, channel_axis)
     value = ops.maximum(ops.maximum(red, green), blue)
-    chroma = value - ops.minimum(ops.minimum(red, green), blue)
-    is_red, is_green = value == red, value == green
-    slope = ops.where(is_red, green - blue, ops.where(is_green, blue - red, red - green))
-    corner = ops.where(is_red, 0.0, ops.where(is_green, 2.0, 4.0))
-    # Where the chroma is 0 the slope is 0 too, so any positive divisor will do.
-    hue = (corner + 6.0 * delta) + slope / ops.maximum(chroma, 1e-12)
+    low = ops.minimum(ops.minimum(red, green), blue)
+    chroma = value - low
+    # The addend gives equal channels a sign. Where the chroma is 0 so is the dividend, and any
+    # positive divisor will do.
+    side = ops.sign(green - blue + 1e-30)
+    hue = chroma + ((green - red) + (blue - low))
+    hue = side * (hue / ops.maximum(chroma, 1e-12)) + 6.0 * delta
     hue = hue - 6.0 * ops.floor(hue * (1.0 / 6.0))
     if factor is not None:
         # S = chroma / V is scaled and limited to 1.
         chroma = ops.minimum(chroma * _per_sample(factor), value)
+        low = value - chroma
     shades = (
         ops.clip(ops.abs(hue - 3.0) - 1.0, 0.0, 1.0),
         ops.clip(2.0 - ops.abs(hue - 2.0), 0.0, 1.0),
         ops.clip(2.0 - ops.abs(hue - 4.0), 0.0, 1.0),
     )
-    low = value - chroma
     return ops.concatenate([low + chroma * shade for shade in shades], axis=channel_axis)
 
 
@@ -633,8 +643,11 @@ def solarize(images: Any, selected: Any = True, threshold: float = 0.5) -> Any:
     """
     images = ops.convert_to_tensor(images)
     selected = _per_sample(ops.cast(ops.convert_to_tensor(selected), "float32"))
-    invert = ops.logical_and(images >= threshold, selected > 0.5)
-    return ops.where(invert, 1.0 - images, images)
+    if threshold == 0.5:
+        inverted = ops.minimum(images, 1.0 - images)
+    else:
+        inverted = ops.where(images >= threshold, 1.0 - images, images)
+    return select(selected, inverted, images)
 
 
 def normalize(images: Any, mean: Any, std: Any) -> Any:
@@ -649,22 +662,76 @@ def normalize(images: Any, mean: Any, std: Any) -> Any:
 
 def _box_matrix(size: int, radius: Any) -> Any:
     """PIL's box blur of a fractional radius, edges repeated: `(B, size, size)`."""
-    out = ops.arange(size, dtype="float32")[None, :, None]
-    pixel = ops.arange(size, dtype="float32")[None, None, :]
-    # The weight of a tap at distance d is 1 up to floor(radius), then the fraction, then 0. Taps
-    # past an edge fall on it: the sum of that tail in closed form.
-    reach = radius + 0.5
-    inner = ops.clip(reach - ops.abs(pixel - out) + 0.5, 0.0, 1.0)
+    out = np.arange(size, dtype="float32")[None, :, None]
+    pixel = np.arange(size, dtype="float32")[None, None, :]
+    # The weight of a tap at distance d is clip(radius + 1 - d, 0, 1): 1 up to floor(radius), then
+    # the fraction, then 0. What is past an edge falls on it, and is the sum of such a tail.
+    inner = ops.clip((radius + 1.0) - ops.convert_to_tensor(np.abs(pixel - out)), 0.0, 1.0)
+    whole = ops.floor(radius)
 
-    def tail(distance):  # sum of the weights of taps at `distance` and beyond
-        whole = ops.floor(radius)
-        return ops.maximum(whole - distance + 1.0, 0.0) + ops.where(
-            distance <= whole + 1.0, radius - whole, 0.0
-        )
+    def tail(distance):
+        full = ops.maximum(whole - distance + 1.0, 0.0)
+        return full + (radius - whole) * ops.clip(whole + 2.0 - distance, 0.0, 1.0)
 
-    matrix = ops.where(pixel == 0.0, tail(out), inner)
-    matrix = ops.where(pixel == size - 1.0, tail(size - 1.0 - out), matrix)
-    return matrix / (2.0 * radius + 1.0)
+    for edge in (0.0, size - 1.0):
+        on_edge = ops.convert_to_tensor((pixel == edge).astype("float32"))
+        distance = ops.convert_to_tensor(np.abs(out - edge))
+        inner = inner * (1.0 - on_edge) + tail(distance) * on_edge
+    return inner / (2.0 * radius + 1.0)
+
+
+def _pil_box_radius(sigma: Any, xp: Any = ops) -> Any:
+    """Radius of the box that PIL applies three times for a Gaussian of this sigma."""
+    variance = sigma * sigma / 3.0
+    whole = xp.floor((xp.sqrt(12.0 * variance + 1.0) - 1.0) / 2.0)
+    part = (2.0 * whole + 1.0) * (whole * (whole + 1.0) - 3.0 * variance)
+    return whole + part / (6.0 * (variance - (whole + 1.0) * (whole + 1.0)))
+
+
+def blur_reach(kernel_size: int | None, padding: str, max_sigma: float | None) -> int | None:
+    """How many pixels away a blurred pixel can see, or `None` if there is no limit.
+
+    Args:
+        kernel_size, padding: As `blur_matrix`.
+        max_sigma: The largest sigma, if it is known.
+    """
+    if padding == "pil":
+        if max_sigma is None:
+            return None
+        return 3 * (int(_pil_box_radius(max_sigma, np)) + 1)
+    reach = None if kernel_size is None else kernel_size // 2
+    if max_sigma is not None:
+        # Beyond 5 sigma all weights together are below 1e-6.
+        limit = int(np.ceil(5.0 * max_sigma))
+        reach = limit if reach is None else min(reach, limit)
+    return reach
+
+
+# Output rows of one product of a band matrix. Smaller blocks multiply fewer zeros, larger ones are
+# fewer calls; 32 was the fastest at 224 pixels.
+_BLOCK = 32
+
+
+def _band_product(matrix: Any, other: Any, reach: int | None, transpose: bool = False) -> Any:
+    """`matrix @ other` (or `other @ matrix^T`) for matrices that are zero `reach` off the diagonal.
+
+    In blocks of rows with only the columns that matter, where that saves most of the work.
+    """
+    size = matrix.shape[-1]
+    if reach is None or matrix.shape[-2] != size or 2 * (2 * reach + _BLOCK) > size:
+        if transpose:
+            return ops.matmul(other, ops.swapaxes(matrix, -1, -2))
+        return ops.matmul(matrix, other)
+    blocks = []
+    for start in range(0, size, _BLOCK):
+        stop = min(size, start + _BLOCK)
+        low, high = max(0, start - reach), min(size, stop + reach)
+        band = matrix[:, start:stop, low:high]
+        if transpose:
+            blocks.append(ops.matmul(other[..., low:high], ops.swapaxes(band, -1, -2)))
+        else:
+            blocks.append(ops.matmul(band, other[:, low:high]))
+    return ops.concatenate(blocks, axis=-1 if transpose else -2)
 
 
 def blur_matrix(
@@ -673,6 +740,7 @@ def blur_matrix(
     kernel_size: int | None = None,
     padding: str = "zero",
     selected: Any = None,
+    max_sigma: float | None = None,
 ) -> Any:
     """The matrices that blur one axis.
 
@@ -690,25 +758,32 @@ def blur_matrix(
         size: Pixels on the axis.
         sigma: Standard deviation in pixels, > 0: a number or `(B,)`.
         kernel_size: Number of taps; an even number counts as the next odd one, as SimCLR's does.
-            `None`: the whole axis.
+            `None`: as far as `max_sigma` or the axis allows.
         padding: See above.
         selected: `None`, or `(B,)` booleans: the other matrices are the identity.
+        max_sigma: The largest sigma, if it is known when compiling: saves work.
 
     Returns:
         float32 `(B or 1, out, size)`.
     """
     _check_choice("padding", padding, ("zero", "valid", "reflect", "edge", "pil"))
+    if padding == "valid" and kernel_size is None:
+        raise ValueError("`padding='valid'` needs a `kernel_size`.")
     sigma = ops.reshape(ops.convert_to_tensor(sigma, dtype="float32"), (-1, 1, 1))
     if padding == "pil":
-        variance = sigma * sigma / 3.0
-        whole = ops.floor((ops.sqrt(12.0 * variance + 1.0) - 1.0) / 2.0)
-        part = (2.0 * whole + 1.0) * (whole * (whole + 1.0) - 3.0 * variance)
-        part = part / (6.0 * (variance - (whole + 1.0) * (whole + 1.0)))
-        box = _box_matrix(size, whole + part)
-        matrix = ops.matmul(ops.matmul(box, box), box)
-        rows = size
+        reach = blur_reach(None, padding, max_sigma)
+        reach = None if reach is None else reach // 3
+        box = _box_matrix(size, _pil_box_radius(sigma))
+        matrix = _band_product(box, _band_product(box, box, reach), reach)
+        rows, total = size, 1.0
     else:
-        radius = size - 1 if kernel_size is None else min(kernel_size // 2, 8 * size)
+        radius = kernel_size // 2 if padding == "valid" else None
+        if radius is None:
+            radius = blur_reach(kernel_size, padding, max_sigma)
+            # No limit: the axis itself, or as far as mirroring is defined.
+            radius = size - 1 if radius is None else radius
+            if kernel_size is None:
+                radius = min(radius, size - 1)
         if padding == "reflect" and radius >= size:
             raise ValueError(
                 "Reflection needs a kernel that reaches less than the image's size beyond it. "
@@ -722,38 +797,34 @@ def blur_matrix(
                 f"size={size}, padding='valid'"
             )
         out = (np.arange(rows) + first)[:, None]
-        taps = np.arange(-radius, radius + 1)
-        scale = -0.5 / (sigma * sigma)
-        squares = ops.convert_to_tensor((taps * taps).astype("float32")[None, None, :])
-        total = ops.sum(ops.exp(squares * scale), axis=-1)
-
-        def weights(distance):
-            inside = np.abs(distance) <= radius
-            if not inside.any():
-                return 0.0
-            squares = ops.convert_to_tensor((distance * distance).astype("float32")[None])
-            value = ops.exp(squares * scale)
-            return ops.where(ops.convert_to_tensor(inside[None]), value, 0.0)
-
         pixel = np.arange(size)[None, :]
+        scale = -0.5 / (sigma * sigma)
+
+        def weights(distance, where=True):
+            # What is outside the kernel gets a distance whose exponential is 0.
+            inside = (np.abs(distance) <= radius) & where
+            squares = np.where(inside, np.square(distance.astype("float32")), 1e30)
+            return ops.exp(ops.convert_to_tensor(squares.astype("float32")[None]) * scale)
+
+        total = ops.sum(weights(np.arange(-radius, radius + 1)[None]), axis=-1, keepdims=True)
         matrix = weights(out - pixel)
         if padding == "reflect":
             # Only the pixel's own mirror images are other pixels: the edge is not repeated.
-            matrix = matrix + ops.where(pixel[None] > 0, weights(out + pixel), 0.0)
-            mirrored = weights(2 * (size - 1) - pixel - out)
-            matrix = matrix + ops.where(pixel[None] < size - 1, mirrored, 0.0)
-        elif padding == "edge":
+            matrix = matrix + weights(out + pixel, pixel > 0)
+            matrix = matrix + weights(2 * (size - 1) - pixel - out, pixel < size - 1)
+        elif padding == "edge" and radius:
             for edge, sign in ((0, -1), (size - 1, 1)):
                 beyond = edge + sign * np.arange(1, radius + 1)[None, :]
-                tail = ops.sum(weights(out - beyond), axis=-1, keepdims=True) if radius else 0.0
-                matrix = matrix + ops.where(pixel[None] == edge, tail, 0.0)
-        matrix = matrix / total[..., None]
-    if selected is not None:
-        if rows != size:
-            raise ValueError("`selected` needs a padding that keeps the size, not 'valid'.")
-        chosen = ops.reshape(ops.cast(selected, "float32"), (-1, 1, 1))
-        matrix = chosen * matrix + (1.0 - chosen) * np.eye(size, dtype="float32")[None]
-    return matrix
+                tail = ops.sum(weights(out - beyond), axis=-1, keepdims=True)
+                on_edge = (pixel == edge).astype("float32")[None]
+                matrix = matrix + ops.convert_to_tensor(on_edge) * tail
+    if selected is None:
+        return matrix / total
+    if rows != size:
+        raise ValueError("`selected` needs a padding that keeps the size, not 'valid'.")
+    chosen = ops.reshape(ops.cast(selected, "float32"), (-1, 1, 1))
+    identity = ops.convert_to_tensor(np.eye(size, dtype="float32")[None])
+    return matrix * (chosen / total) + identity * (1.0 - chosen)
 
 
 def gaussian_blur(
@@ -762,9 +833,10 @@ def gaussian_blur(
     kernel_size: int | None = None,
     padding: str = "reflect",
     selected: Any = None,
+    max_sigma: float | None = None,
     channel_axis: int = -1,
 ) -> Any:
-    """Separable Gaussian blur, as two matrix products.
+    """Separable Gaussian blur, as products with band matrices.
 
     Args:
         images: Float tensor `(B, H, W, C)`.
@@ -773,6 +845,8 @@ def gaussian_blur(
         padding: `"zero"` is SimCLR's, `"reflect"` torchvision's, `"pil"` PIL's approximation by
             boxes; see `blur_matrix` for these and the others.
         selected: `None`, or `(B,)` booleans: which images to blur.
+        max_sigma: The largest sigma, if it is known when compiling: saves work. Without a
+            `kernel_size` the Gaussian is then cut at 5 `max_sigma`.
         channel_axis: -1, or -2 for the row-planar layout.
 
     Returns:
@@ -791,10 +865,14 @@ def gaussian_blur(
     _check_images(images)
     if channel_axis == -1:
         images = to_row_planar(images)
-    columns = blur_matrix(images.shape[3], sigma, kernel_size, padding, selected)
-    if images.shape[1] == images.shape[3]:
-        rows = columns
-    else:
-        rows = blur_matrix(images.shape[1], sigma, kernel_size, padding, selected)
-    images = apply_rows(apply_columns(images, columns), rows)
+    height, channels, width = images.shape[1:]
+    options = (kernel_size, padding, selected, max_sigma)
+    reach = blur_reach(kernel_size, padding, max_sigma)
+    columns = blur_matrix(width, sigma, *options)
+    rows = columns if height == width else blur_matrix(height, sigma, *options)
+    images = ops.reshape(images, (-1, height * channels, width))
+    images = _band_product(columns, images, reach, transpose=True)
+    images = ops.reshape(images, (-1, height, channels * columns.shape[-2]))
+    images = _band_product(rows, images, reach)
+    images = ops.reshape(images, (-1, rows.shape[-2], channels, columns.shape[-2]))
     return from_row_planar(images) if channel_axis == -1 else images

@@ -119,8 +119,8 @@ class Flip:
         return {"selected": uniforms[:, 0] < self.probability}
 
     def apply(self, images: Any, parameters: dict) -> Any:
-        selected = ops.reshape(parameters["selected"], (-1, 1, 1, 1))
-        return ops.where(selected, ops.flip(images, axis=3), images)
+        selected = ops.reshape(ops.cast(parameters["selected"], "float32"), (-1, 1, 1, 1))
+        return functional.select(selected, ops.flip(images, axis=3), images)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,9 +198,9 @@ class Grayscale:
         return {"selected": uniforms[:, 0] < self.probability}
 
     def apply(self, images: Any, parameters: dict) -> Any:
-        selected = ops.reshape(parameters["selected"], (-1, 1, 1, 1))
+        selected = ops.reshape(ops.cast(parameters["selected"], "float32"), (-1, 1, 1, 1))
         gray = functional.grayscale(images, channel_axis=-2, keep_channels=False)
-        return ops.where(selected, gray, images)
+        return functional.select(selected, gray, images)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,6 +240,7 @@ class Blur:
             kernel,
             self.padding,
             parameters["selected"],
+            self.sigma[1],
             channel_axis=-2,
         )
 
