@@ -1,0 +1,19 @@
+"""Evaluation protocols: objects that carry every choice, so that figures can be compared."""
+
+from keras_ssl.evaluation.knn import KNNProtocol
+from keras_ssl.evaluation.linear_probe import LinearProbeProtocol
+from keras_ssl.evaluation.protocol import (
+    EvaluationResult,
+    Protocol,
+    extract_features,
+    pixel_features,
+)
+
+__all__ = [
+    "EvaluationResult",
+    "KNNProtocol",
+    "LinearProbeProtocol",
+    "Protocol",
+    "extract_features",
+    "pixel_features",
+]
