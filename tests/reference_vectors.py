@@ -1,7 +1,7 @@
 """Reference files of sizes and options of our own choice, in the format of the vectors.
 
 The references here are independent of the package: plain PyTorch functions written from the
-papers, timm's VisionTransformer, and NumPy in float64. They let the conformance runner be tried on
+papers, and NumPy in float64. They let the conformance runner be tried on
 files that it has never seen.
 """
 
@@ -197,60 +197,73 @@ def mae_pretrain(path, config: dict, channels: int = 3, seed: int = 0, all_steps
     save(path, "mae", {"kind": "pretrain", **config}, arrays, optimizer_groups=groups)
 
 
-def mae_vit(path, config: dict, seed: int = 0):
-    """timm's VisionTransformer, with positions resized as MAE's fine-tuning does."""
-    from timm.models.vision_transformer import VisionTransformer
+class TorchViT(TorchMAE):
+    """The encoder with learned positions and a classifier on top."""
 
-    torch.manual_seed(seed)
-    mean_pooling = config["global_pool"]
-    model = VisionTransformer(
-        img_size=config["img_size"],
-        patch_size=config["patch_size"],
-        num_classes=config["num_classes"],
-        embed_dim=config["embed_dim"],
-        depth=config["depth"],
-        num_heads=config["num_heads"],
-        mlp_ratio=config["mlp_ratio"],
-        global_pool="avg" if mean_pooling else "token",
-        fc_norm=mean_pooling,
-        norm_layer=lambda width: torch.nn.LayerNorm(width, eps=config["ln_eps"]),
-    ).eval()
+    def __init__(self, config, channels, generator):
+        unused = dict(decoder_embed_dim=4, decoder_depth=0)
+        super().__init__({**config, **unused}, channels, generator)
+        keep = ("cls_token", "patch_embed", "blocks")
+        if not config["global_pool"]:
+            keep += ("norm",)
+        self.tensors = {k: v for k, v in self.tensors.items() if k.startswith(keep)}
+        dim, classes, count = config["embed_dim"], config["num_classes"], math.prod(self.grid)
+
+        def new(name, *shape, mean=0.0):
+            self.tensors[name] = mean + 0.3 * torch.randn(*shape, generator=generator)
+
+        new("pos_embed", 1, 1 + count, dim)
+        new("head.weight", classes, dim)
+        new("head.bias", classes)
+        if config["global_pool"]:
+            new("fc_norm.weight", dim, mean=1.0)
+            new("fc_norm.bias", dim)
+
+    def features(self, images):
+        weight = self.tensors["patch_embed.proj.weight"]
+        bias = self.tensors["patch_embed.proj.bias"]
+        x = F.conv2d(images, weight, bias, stride=self.p).flatten(2).transpose(1, 2)
+        x = torch.cat([self.tensors["cls_token"].expand(len(x), -1, -1), x], dim=1)
+        x = x + self.tensors["pos_embed"]
+        for i in range(self.c["depth"]):
+            x = self.block(x, f"blocks.{i}", self.c["num_heads"])
+        if self.c["global_pool"]:
+            return self.norm(x[:, 1:].mean(1), "fc_norm")
+        return self.norm(x, "norm")[:, 0]
+
+
+def mae_vit(path, config: dict, seed: int = 0):
+    """The fine-tuning model, with positions resized by PyTorch's bicubic interpolation."""
+    generator = torch.Generator().manual_seed(seed)
+    model = TorchViT(config, 3, generator)
+    p, grid = config["patch_size"], model.grid
+    images = torch.randn(config["batch"], 3, grid[0] * p, grid[1] * p, generator=generator)
+    arrays = {f"param/{n}": t for n, t in model.tensors.items()}
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    size = config["img_size"]
-    height, width = size if isinstance(size, list) else (size, size)
-    images = torch.randn(config["batch"], 3, height, width)
-    arrays = {f"param/{n}": t.clone() for n, t in model.state_dict().items()}
-    with torch.no_grad():
-        features = model.forward_head(model.forward_features(images), pre_logits=True)
-        arrays |= {"in/imgs": images, "out/features": features, "out/logits": model.head(features)}
-    p, positions = config["patch_size"], model.pos_embed.detach()
-    grid = (height // p, width // p)
+        features = model.features(images)
+        logits = model.linear(features, "head")
+    arrays |= {"in/imgs": images, "out/features": features, "out/logits": logits}
+    positions = model.tensors["pos_embed"]
     for new in config["interp_img_sizes"]:
+        height, width = new if isinstance(new, list) else (new, new)
         patches = positions[:, 1:].reshape(1, *grid, -1).permute(0, 3, 1, 2)
-        patches = F.interpolate(patches, size=(new // p, new // p), mode="bicubic")
+        patches = F.interpolate(patches, size=(height // p, width // p), mode="bicubic")
         patches = patches.permute(0, 2, 3, 1).flatten(1, 2)
         arrays[f"out/interp_pos_embed_{new}"] = torch.cat([positions[:, :1], patches], dim=1)
-    save(
-        path,
-        "mae",
-        {"kind": "vit", **config},
-        arrays,
-        param_groups_lrd=_layer_decay_groups(model, config),
-    )
+    groups = _layer_decay_groups(model.tensors, config)
+    save(path, "mae", {"kind": "vit", **config}, arrays, param_groups_lrd=groups)
 
 
-def _layer_decay_groups(model, config):
+def _layer_decay_groups(tensors, config):
     depth, groups = config["depth"], {}
-    for name, parameter in model.named_parameters():
+    for name, tensor in tensors.items():
         if name in ("cls_token", "pos_embed") or name.startswith("patch_embed"):
             layer = 0
         elif name.startswith("blocks."):
             layer = int(name.split(".")[1]) + 1
         else:
             layer = depth + 1
-        plain = parameter.ndim == 1 or name in ("cls_token", "pos_embed")
+        plain = tensor.ndim == 1 or name in ("cls_token", "pos_embed")
         scale = config["layer_decay"] ** (depth + 1 - layer)
         decay = 0.0 if plain else config["weight_decay"]
         groups.setdefault((scale, decay), []).append(name)
@@ -300,14 +313,14 @@ def mae_utils(path, config: dict, seed: int = 0):
 
 
 def simclr_ntxent(path, runs: list[dict], seed: int = 0):
-    """Pair by pair: for each view, the log-probability of its partner among all other views."""
+    """In float64, pair by pair: the log-probability of each view's partner among all others."""
     generator = torch.Generator().manual_seed(seed)
     arrays = {}
     for i, run in enumerate(runs):
         n = run["batch"]
         half = torch.randn(n, run["dim"], generator=generator)
         other = half + run["noise"] * torch.randn(n, run["dim"], generator=generator)
-        hidden = torch.cat([half, other]).requires_grad_()
+        hidden = torch.cat([half, other]).double().requires_grad_()
         z = hidden / hidden.norm(dim=1, keepdim=True) if run["hidden_norm"] else hidden
         similarity = z @ z.T / run["temperature"]
         total = 0.0
@@ -321,6 +334,11 @@ def simclr_ntxent(path, runs: list[dict], seed: int = 0):
         arrays[f"out/{i}/logits_ab"] = similarity[:n, n:]
         arrays[f"out/{i}/labels"] = np.eye(n, 2 * n, dtype="float32")
     save(path, "simclr", {"kind": "ntxent", "seed": seed, "runs": runs}, arrays)
+
+
+def _trust(weight, update, eeta):
+    weight_norm, update_norm = np.linalg.norm(weight), np.linalg.norm(update)
+    return eeta * weight_norm / update_norm if weight_norm > 0 and update_norm > 0 else 1.0
 
 
 def simclr_lars(path, config: dict, seed: int = 0):
@@ -349,24 +367,20 @@ def simclr_lars(path, config: dict, seed: int = 0):
         for name, w in start.items():
             w, v = w.astype("float64"), np.zeros(w.shape)
 
-            def trust(x):
-                if matches(adaptation_list, name):
-                    return 1.0
-                w_norm, x_norm = np.linalg.norm(w), np.linalg.norm(x)
-                return eeta * w_norm / x_norm if w_norm > 0 and x_norm > 0 else 1.0
-
+            adapted = not matches(adaptation_list, name)
             for step in range(1, config["steps"] + 1):
                 g = gradients[step, name].astype("float64")
                 if not matches(decay_list, name):
                     g = g + o.get("weight_decay", 0.0) * w
                 if o.get("classic_momentum", True):
-                    added = o["learning_rate"] * trust(g) * g
+                    added = o["learning_rate"] * (_trust(w, g, eeta) if adapted else 1.0) * g
                     v = momentum * v + added
                     w = w - (momentum * v + added if o.get("use_nesterov") else v)
                 else:
                     v = momentum * v + g
                     update = momentum * v + g if o.get("use_nesterov") else v
-                    w = w - o["learning_rate"] * trust(update) * update
+                    trust = _trust(w, update, eeta) if adapted else 1.0
+                    w = w - o["learning_rate"] * trust * update
                 arrays[f"{variant}/step{step}/param/{name}"] = w
             arrays[f"{variant}/momentum/{name}"] = v
     save(path, "simclr", {"kind": "lars", **config}, arrays)

@@ -32,6 +32,7 @@ import traceback
 from collections.abc import Callable, Iterable
 
 import numpy as np
+
 from conformance_handlers.scope import OUT_OF_SCOPE
 
 BOUNDS = {"output": 1e-5, "gradient": 1e-4, "step": 1e-3}
@@ -227,8 +228,8 @@ class Case:
     def compare(self, key: str, ours, bound: float | None = None, because: str = "", floor=None):
         """Compare one key of the file with our value.
 
-        `bound` replaces the usual one and `floor` the usual floor of the denominator; either needs
-        a reason in `because`, which is printed.
+        `bound` replaces the usual one and `floor` (a root mean square, times sqrt(size)) the usual
+        floor of the denominator; either needs a reason in `because`, which is printed.
         """
         if key not in self.arrays:
             self.problems.append(f"the handler compares {key!r}, which the file does not have")
@@ -258,6 +259,7 @@ class Case:
             return
         norm = np.linalg.norm(theirs.ravel())
         root_size = np.sqrt(max(1, theirs.size))
+        own_floor = floor is not None
         if floor is None:
             group = group_of(label)
             floor = TINY * self.scale(group) if group else 0.0
@@ -266,6 +268,8 @@ class Case:
         denominator = max(norm, floor) or root_size
         error = float(np.linalg.norm((ours - theirs).ravel()) / denominator)
         ok, note = error <= bound, because
+        if own_floor and not absolute:
+            note = ""  # the floor did not apply, so neither does its reason
         noise = (self.meta.get("fp64_maxabs") or {}).get(label, 0.0)
         if not ok and noise and np.abs(ours - theirs).max() <= REFERENCE_NOISE_FACTOR * noise:
             ok = True

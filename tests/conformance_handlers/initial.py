@@ -1,6 +1,7 @@
 """How a model starts, beside `meta.init_stats` (statistics of the official initialiser's draw)."""
 
 import numpy as np
+
 from conformance_handlers.framework import Case
 
 # Standard errors within which two independent draws may differ. 6 of them: about one in 1e9.

@@ -1,15 +1,20 @@
 """lightly's pairwise losses, as far as the package offers them."""
 
-from conformance_handlers.framework import Case, handler
+import numpy as np
 from gradients import input_gradients
 
+from conformance_handlers.framework import Case, handler
+from conformance_handlers.simclr import SATURATED, saturation_floors
 from keras_ssl import losses
 
 
-def nt_xent(options):
-    # The mean over all views, as in the paper's equation.
+def nt_xent(options, z):
+    # The mean over all views, as in the paper's equation: half of SimCLR's published code.
     options.must_be(memory_bank_size=0, gather_distributed=False)
-    return losses.NTXentLoss(options.get("temperature", 0.5), reduction="mean")
+    temperature = options.get("temperature", 0.5)
+    unit = z / np.linalg.norm(z, axis=1, keepdims=True)
+    floors = saturation_floors(z, unit, temperature, hidden_norm=True)
+    return losses.NTXentLoss(temperature, reduction="mean"), floors
 
 
 # Our loss for lightly's, by its name there. What is not here stands in scope.py.
@@ -28,10 +33,11 @@ def pairwise(case: Case):
             options.generator_only(name)  # its keys must all be out of scope, or they are reported
             continue
         for i, kwargs in enumerate(options[name]):
-            loss = PAIRWISE[name](kwargs)
+            loss, (floor, gradient_floor) = PAIRWISE[name](kwargs, np.concatenate([z0, z1]))
             value, gradients = input_gradients(loss, z0, z1)
-            case.compare(f"out/{name}/{i}/call1", value)
-            for key, gradient in zip(("z0", "z1"), gradients, strict=True):
-                case.compare(f"grad/{name}/{i}/{key}", gradient)
             # A second call on the same input: this loss keeps no state.
-            case.compare(f"out/{name}/{i}/call2", loss(z0, z1))
+            for call, ours in (("call1", value), ("call2", loss(z0, z1))):
+                case.compare(f"out/{name}/{i}/{call}", ours, floor=floor, because=SATURATED)
+            for z, ours in zip(("z0", "z1"), gradients, strict=True):
+                key = f"grad/{name}/{i}/{z}"
+                case.compare(key, ours, floor=gradient_floor, because=SATURATED)

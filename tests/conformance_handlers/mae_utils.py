@@ -1,9 +1,9 @@
 """MAE's utilities: sin-cos positions, the learning-rate schedule, LARS of the linear probe."""
 
 import numpy as np
+
 from conformance_handlers.framework import Case, as_numpy, handler
 from conformance_handlers.optimizers import make_variables, run_steps
-
 from keras_ssl import optimizers, schedules
 from keras_ssl.backbones import ViTBackbone
 from keras_ssl.layers.position_embedding import sincos_position_embedding

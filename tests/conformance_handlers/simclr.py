@@ -2,11 +2,11 @@
 
 import conformance_augment
 import numpy as np
-from conformance_handlers.framework import Case, as_numpy, handler
-from conformance_handlers.optimizers import make_variables, run_steps
 from gradients import input_gradients
 from keras import ops
 
+from conformance_handlers.framework import BOUNDS, Case, as_numpy, handler
+from conformance_handlers.optimizers import make_variables, run_steps
 from keras_ssl import losses, optimizers
 from keras_ssl.losses.nt_xent import l2_normalize
 
@@ -30,33 +30,46 @@ def _ntxent_run(case, i, hidden, temperature, hidden_norm):
     options = dict(temperature=temperature, normalize=hidden_norm, reduction="sum_over_views")
     n = len(hidden) // 2
     z = ops.convert_to_tensor(hidden)
-    z = l2_normalize(z) if hidden_norm else z
-    logits = ops.matmul(z[:n], ops.transpose(z[n:])) / temperature
-    case.compare(f"out/{i}/logits_ab", logits)
+    z = as_numpy(l2_normalize(z) if hidden_norm else z)
+    case.compare(f"out/{i}/logits_ab", z[:n] @ z[n:].T / temperature)
     # One-hot over [second views, first views]: the partner of view k is view k of the other half.
     case.compare(f"out/{i}/labels", np.eye(n, 2 * n, dtype="float32"))
-    loss, (gradient,) = input_gradients(losses.NTXentLoss(**options), hidden)
-    floor, because = log_sum_exp_floor(case.arrays[f"out/{i}/loss"], logits)
-    case.compare(f"out/{i}/loss", loss, floor=floor, because=because)
-    case.compare(f"grad/{i}/hidden", gradient)
-    # The form for large batches, whose gradient is written by hand, in blocks that do not divide.
-    blocked = losses.NTXentLoss(**options, block_size=max(1, n - 1))
-    loss, (gradient,) = input_gradients(blocked, hidden)
-    theirs = case.arrays[f"out/{i}/loss"], case.arrays[f"grad/{i}/hidden"]
-    case.compare_values(f"out/{i}/loss (blocks)", loss, theirs[0], floor=floor, because=because)
-    case.compare_values(f"grad/{i}/hidden (blocks)", gradient, theirs[1])
+    loss_floor, gradient_floor = saturation_floors(hidden, z, temperature, hidden_norm)
+    # Also the form for large batches, whose gradient is written by hand; its blocks do not divide.
+    for label, block_size in (("", None), (" (blocks)", max(1, n - 1))):
+        loss = losses.NTXentLoss(**options, block_size=block_size)
+        value, (gradient,) = input_gradients(loss, hidden)
+        for key, ours, floor in (
+            (f"out/{i}/loss", value, loss_floor),
+            (f"grad/{i}/hidden", gradient, gradient_floor),
+        ):
+            if block_size is None:
+                case.compare(key, ours, floor=floor, because=SATURATED)
+            else:
+                theirs = case.arrays[key]
+                case.compare_values(key + label, ours, theirs, floor=floor, because=SATURATED)
 
 
-def log_sum_exp_floor(loss, logits):
-    """A floor for -logit + log(sum(exp(logits))) where the two nearly cancel.
+SATURATED = (
+    "nearly every view finds its partner: the reference's log(1 + rest) and its probability - 1"
+    " are then rounded at the size of 1, not of the rest"
+)
 
-    Both are rounded at the size of the logits, so a loss far below them has no relative accuracy of
-    its own. From a hundredth of the largest logit downwards it is compared with that size.
+
+def saturation_floors(hidden, z, temperature, hidden_norm, bounds=BOUNDS):
+    """Floors under which a cross entropy and its gradient have no relative accuracy of their own.
+
+    A softmax is computed by adding the rest to 1 and its gradient by taking 1 from a probability;
+    either is off by up to eps = 1.2e-7. In the loss that is eps; in the gradient of row i it is
+    eps / (n T) times a row of z (over |h_i| through the normalisation). A floor is that over the
+    bound, so that an error of this size just passes.
     """
-    scale = float(np.abs(as_numpy(logits)).max()) / 100
-    if abs(float(loss)) >= scale:
-        return None, ""
-    return scale, "the loss is what is left when logits a hundred times larger cancel"
+    eps, n = float(np.finfo("float32").eps), len(hidden) // 2
+    rows = np.linalg.norm(z, axis=1).max() / (n * temperature) * np.ones(len(hidden))
+    if hidden_norm:
+        rows = rows / np.maximum(np.linalg.norm(hidden, axis=1), 1e-6)
+    per_element = np.sqrt(np.mean(rows**2) / hidden.shape[1])
+    return eps / bounds["output"], eps * float(per_element) / bounds["gradient"]
 
 
 @handler("simclr", "lars")
