@@ -373,8 +373,10 @@ class ViTBackbone(keras_hub.models.Backbone):
     ):
         x = self.embed(images, visible_indices, patch_mask)
         attention, intermediate = [], []
+        # Not passed as False: rematerialisation on JAX would turn it into a traced array.
+        flags = {"return_attention": True} if return_attention else {}
         for block in self.blocks:
-            x = block(x, training=training, return_attention=return_attention)
+            x = block(x, training=training, **flags)
             if return_attention:
                 x, weights = x
                 attention.append(weights)

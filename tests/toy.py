@@ -1,0 +1,50 @@
+"""Models small enough that a test takes seconds, and their pictures."""
+
+import keras
+import numpy as np
+
+from keras_ssl.backbones import ViTBackbone
+from keras_ssl.models import MAE, SimCLR
+
+
+def vit(**kwargs) -> ViTBackbone:
+    defaults = dict(
+        image_shape=(16, 16, 3), patch_size=4, hidden_dim=16, num_layers=2, num_heads=2
+    )
+    return ViTBackbone(**{**defaults, **kwargs})
+
+
+def mae(backbone=None, **kwargs) -> MAE:
+    defaults = dict(decoder_hidden_dim=8, decoder_num_layers=1, decoder_num_heads=2, seed=1)
+    backbone = backbone or vit(position_embedding="sincos", initializer="mae")
+    return MAE(backbone, **{**defaults, **kwargs})
+
+
+def simclr(backbone=None, **kwargs) -> SimCLR:
+    return SimCLR(backbone or vit(), **{**dict(projection_dim=8, seed=1), **kwargs})
+
+
+METHODS = {"mae": mae, "simclr": simclr}
+
+
+def images(count: int = 24, size: int = 20, seed: int = 0) -> np.ndarray:
+    """Coloured ramps with noise, uint8: pictures that differ and have something to learn."""
+    rng = np.random.default_rng(seed)
+    ramp = np.linspace(0, 1, size)
+    colours = rng.random((count, 1, 1, 3))
+    slopes = rng.normal(size=(count, 2, 1, 1, 3))
+    pictures = colours + slopes[:, 0] * ramp[:, None, None] + slopes[:, 1] * ramp[None, :, None]
+    pictures += 0.05 * rng.normal(size=pictures.shape)
+    return (np.clip(pictures, 0, 1) * 255).astype("uint8")
+
+
+def to_numpy(x) -> np.ndarray:
+    return np.asarray(keras.ops.convert_to_numpy(x))
+
+
+def fill(model, seed: int = 0, scale: float = 0.1) -> None:
+    """The same weights on every backend: trainable variables from NumPy's generator, by order."""
+    rng = np.random.default_rng(seed)
+    for variable in model.trainable_variables:
+        start = 1.0 if variable.path.endswith("gamma") else 0.0
+        variable.assign((start + scale * rng.normal(size=variable.shape)).astype("float32"))
