@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from keras import ops
 
+from keras_ssl.training.device import many_small_products_pay
+
 GRAY_WEIGHTS = (0.2989, 0.587, 0.114)  # ITU-R 601, as torchvision and TensorFlow round it
 
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
@@ -81,8 +83,8 @@ def resize_matrix(
     `c = start + (i + 1/2) * s` with `s = extent / output_size`; pixel `p` has its centre at
     `p + 1/2`. With antialiasing the kernel `k` is widened by `max(s, 1)`:
     `w[i, p] = k(|p + 1/2 - c| / max(s, 1))`, over the pixels of the crop, and each row is divided
-    by its sum. `k` is the triangle for `"bilinear"`, and Keys' cubic with `a = -1/2` for `"bicubic"`
-    (`a = -3/4` for torch's bicubic without antialiasing).
+    by its sum. `k` is the triangle for `"bilinear"`, and Keys' cubic with `a = -1/2` for
+    `"bicubic"` (`a = -3/4` for torch's bicubic without antialiasing).
 
     Without antialiasing, taps outside the crop repeat its edge (`"torchvision"`) or are left out
     and the rest is renormalised (`"tensorflow"`, which also rounds the distance to 1/1024 pixel).
@@ -264,9 +266,9 @@ def crop_resize(
 
     Example:
 
-    >>> images = keras.random.uniform((2, 32, 32, 3))
+    >>> images = np.zeros((2, 32, 32, 3), "float32")
     >>> boxes = ops.convert_to_tensor([[0, 0, 32, 32], [4, 8, 16, 20]])
-    >>> crop_resize(images, boxes, size=24, interpolation="bicubic").shape
+    >>> tuple(crop_resize(images, boxes, size=24, interpolation="bicubic").shape)
     (2, 24, 24, 3)
     """
     images = ops.convert_to_tensor(images)
@@ -289,7 +291,7 @@ def resize(
 
     Example:
 
-    >>> resize(np.zeros((1, 8, 8, 3), "float32"), (4, 6), "bicubic").shape
+    >>> tuple(resize(np.zeros((1, 8, 8, 3), "float32"), (4, 6), "bicubic").shape)
     (1, 4, 6, 3)
     """
     images = ops.convert_to_tensor(images)
@@ -442,8 +444,8 @@ def adjust_saturation(
     """Changes the saturation.
 
     `"torchvision"` blends with the luma: `factor * x + (1 - factor) * gray(x)`. `"tensorflow"`
-    scales S of HSV and limits it to 1: `V - (V - x) * min(factor, V / (V - min))` with `V` the largest
-    and `min` the smallest channel of the pixel.
+    scales S of HSV and limits it to 1: `V - (V - x) * min(factor, V / (V - min))` with `V` the
+    largest and `min` the smallest channel of the pixel.
 
     Args:
         images: Float tensor in [0, 1].
@@ -537,7 +539,7 @@ def color_jitter(
 
     Example:
 
-    >>> images = keras.random.uniform((2, 8, 8, 3))
+    >>> images = np.zeros((2, 8, 8, 3), "float32")
     >>> jittered = color_jitter(images, 1.2, [0.5, 1.5], 0.8, 0.1, order=(3, 1, 0, 2))
     """
     _check_choice("definition", definition, ("torchvision", "simclr_v1", "simclr_v2"))
@@ -718,7 +720,8 @@ def _band_product(matrix: Any, other: Any, reach: int | None, transpose: bool = 
     In blocks of rows with only the columns that matter, where that saves most of the work.
     """
     size = matrix.shape[-1]
-    if reach is None or matrix.shape[-2] != size or 2 * (2 * reach + _BLOCK) > size:
+    is_large = reach is not None and 2 * (2 * reach + _BLOCK) <= size
+    if not is_large or matrix.shape[-2] != size or not many_small_products_pay():
         if transpose:
             return ops.matmul(other, ops.swapaxes(matrix, -1, -2))
         return ops.matmul(matrix, other)
@@ -857,8 +860,8 @@ def gaussian_blur(
 
     Example:
 
-    >>> images = keras.random.uniform((2, 16, 16, 3))
-    >>> gaussian_blur(images, sigma=[0.5, 2.0], kernel_size=5).shape
+    >>> images = np.zeros((2, 16, 16, 3), "float32")
+    >>> tuple(gaussian_blur(images, sigma=[0.5, 2.0], kernel_size=5).shape)
     (2, 16, 16, 3)
     """
     images = ops.convert_to_tensor(images)

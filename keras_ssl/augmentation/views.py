@@ -85,8 +85,9 @@ class Views(keras.layers.Layer):
     parameters for each image. Everything is compiled into the step that calls the layer, on
     the accelerator, and is equal on every backend for equal seeds.
 
-    Recipes: `"simclr"`, `"simclr_cifar"`, `"mocov1"`, `"mocov2"`, `"mocov3"`, `"simsiam"`, `"byol"`,
-    `"barlow_twins"`, `"vicreg"`, `"dino"` (2 global and 8 local views) and `"mae"` (one view);
+    Recipes: `"simclr"`, `"simclr_cifar"`, `"mocov1"`, `"mocov2"`, `"mocov3"`, `"simsiam"`,
+    `"byol"`, `"barlow_twins"`, `"vicreg"`, `"dino"` (2 global and 8 local views) and `"mae"` (one
+    view);
     `keras_ssl.augmentation.RECIPES` is the table, with the source of each.
 
     Args:
