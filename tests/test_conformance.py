@@ -24,17 +24,25 @@ OFFICIAL = (
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """JAX compiles these many small models three times faster when it optimises less. The command
-    line runner leaves it as users have it."""
-    if keras.backend.backend() != "jax":
-        yield
-        return
-    import jax
+def quick():
+    """Many tiny models: JAX compiles them three times faster when it optimises less, and threads of
+    PyTorch would only wait for one another. The command line leaves JAX as users have it."""
+    backend = keras.backend.backend()
+    if backend == "jax":
+        import jax
 
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+        jax.config.update("jax_disable_most_optimizations", False)
+    elif backend == "torch":
+        import torch
+
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        yield
+        torch.set_num_threads(threads)
+    else:
+        yield
 
 
 def run(folder, only=None, verbose=False):

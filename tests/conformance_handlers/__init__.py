@@ -1,4 +1,10 @@
-"""Handlers of the conformance runner: importing this package registers all of them."""
+"""Handlers of the conformance runner: importing this package registers all of them.
+
+To bring a method in: a file here with `@handler(method, kind)` functions that read every option of
+`case.config`, take inputs with `case.input` and hand each result to `case.compare`; an import
+below; and its rows in `scope.py` deleted. Weights go through `keras_ssl.converters`, gradients
+through `gradients.py`.
+"""
 
 from conformance_handlers import lightly as lightly
 from conformance_handlers import mae_pretrain as mae_pretrain

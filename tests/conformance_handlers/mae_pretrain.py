@@ -7,6 +7,7 @@ from keras import ops
 
 from conformance_handlers.framework import BOUNDS, Case, UnknownOption, as_numpy, handler
 from conformance_handlers.initial import check_initialisers
+from conformance_handlers.optimizers import compare_move
 from keras_ssl.backbones import ViTBackbone
 from keras_ssl.converters import load_official, official_entries, to_official
 from keras_ssl.models import MAE
@@ -174,7 +175,7 @@ def _compare_parameter(case, key, ours, start, step, learning_rate, decay):
     theirs = case.arrays[key]
     if not key.endswith("attn.qkv.bias"):
         case.compare(key, ours)
-        _compare_update(case, key, ours, theirs, start)
+        compare_move(case, key, ours, start, adam=True)
         return
     third = len(ours) // 3
     keys = slice(third, 2 * third)
@@ -184,24 +185,4 @@ def _compare_parameter(case, key, ours, start, step, learning_rate, decay):
     ours = ours.copy()
     ours[keys] = theirs[keys]
     case.compare(key, ours, bound=BOUNDS["step"], because=_KEY_BIAS)
-    _compare_update(case, key, ours, theirs, start)
-
-
-def _compare_update(case, key, ours, theirs, start):
-    """How far the parameter moved: its value alone would hide a lost decay or a wrong beta."""
-    label, bound, because = key.replace("/param/", "/moved/"), BOUNDS["step"], ""
-    ours, theirs = (x.astype("float64").ravel() - start.ravel() for x in (ours, theirs))
-    # A move is a difference of two float32 numbers, so it is known to their rounding only.
-    rounding = np.finfo("float32").eps * np.linalg.norm(start) / max(np.linalg.norm(theirs), 1e-30)
-    if rounding > bound / 4:
-        bound, because = 4 * float(rounding), "so small a move is known to the parameter's rounding"
-    if theirs.size > 8 and np.linalg.norm(ours - theirs) > bound * np.linalg.norm(theirs):
-        # Here and there a gradient is nearly zero by chance, and Adam makes a step of size lr from
-        # its rounding, as above. A wrong rate, decay or beta moves all elements.
-        kept = np.argsort(np.abs(ours - theirs))[: -max(1, theirs.size // 100)]
-        because = (
-            f"without the {theirs.size - len(kept)} of {theirs.size} elements that differ most:"
-            " Adam makes a step of size lr from a gradient that is only rounding"
-        )
-        ours, theirs = ours[kept], theirs[kept]
-    case.compare_values(label, ours, theirs, bound, because)
+    compare_move(case, key, ours, start, adam=True)
