@@ -3,9 +3,9 @@
 import keras
 from keras import ops
 
-# "auto" computes at most this many rows of the similarity matrix at a time: 2 * 512 rows against
-# 2 * 8192 columns are 64 MB in float32, where the whole matrix takes 1 GB (several times over).
-AUTO_BLOCK_SIZE = 1024
+# block_size="auto": 512 rows against the 2 * 8192 columns of a batch of 8192 are 32 MB in float32,
+# where the whole matrix takes 1 GB, several times over. Up to 1024 rows blocks gain nothing.
+AUTO_BLOCK_SIZE, AUTO_WHOLE_ROWS = 512, 1024
 MASKED = -1e30  # a similarity that never counts; finite, so that no inf - inf can arise
 
 
@@ -41,8 +41,8 @@ class NTXentLoss:
         block_size: how many rows of the `2N x 2N` similarities exist at a time. An int computes
             blocks of so many rows one after the other, once forward and once backward, with exact
             gradients: memory grows with `N` instead of `N**2`. `None`: the whole matrix and
-            automatic differentiation. "auto" (default): blocks of 1024 where `2N` is greater or
-            not known when tracing.
+            automatic differentiation. "auto" (default): the whole matrix up to `2N` = 1024, blocks of
+            512 rows above and where `N` is not known when tracing.
 
     Call arguments:
         z1: `(N, D)` embeddings of the first views, or `(2N, D)` of first and second views.
@@ -150,7 +150,7 @@ class NTXentLoss:
             return None
         block = AUTO_BLOCK_SIZE if self.block_size == "auto" else self.block_size
         if isinstance(rows, int):
-            if self.block_size == "auto" and rows <= block:
+            if self.block_size == "auto" and rows <= AUTO_WHOLE_ROWS:
                 return None
             return min(block, rows)
         return ops.minimum(rows, block)
