@@ -494,9 +494,10 @@ def _adjust_hsv(images: Any, delta: Any, factor: Any, channel_axis: int) -> Any:
     value = ops.maximum(ops.maximum(red, green), blue)
     low = ops.minimum(ops.minimum(red, green), blue)
     chroma = value - low
-    # The addend gives equal channels a sign. Where the chroma is 0 so is the dividend, and any
-    # positive divisor will do.
-    side = ops.sign(green - blue + 1e-30)
+    # The addend gives equal channels a sign (a tiny one inside would be lost: TensorFlow's graph
+    # optimizer reorders sums). Where the chroma is 0 so is the dividend, and any positive divisor
+    # will do.
+    side = ops.sign(ops.sign(green - blue) + 0.5)
     hue = chroma + ((green - red) + (blue - low))
     hue = side * (hue / ops.maximum(chroma, 1e-12)) + 6.0 * delta
     hue = hue - 6.0 * ops.floor(hue * (1.0 / 6.0))

@@ -138,14 +138,10 @@ class RandomStream(keras.layers.Layer):
         Returns:
             int32 tensor of the given shape.
         """
-        static = 1
         total: Any = 1
-        for size in shape:
-            if isinstance(size, int):
-                static *= size
-            else:
-                total = total * ops.cast(size, "int32")
-        total = total * static
+        # Tensors last: a JAX dimension that is not known yet is neither integer nor tensor.
+        for size in sorted(shape, key=lambda size: hasattr(size, "dtype")):
+            total = total * (ops.cast(size, "int32") if hasattr(size, "dtype") else size)
         state = ops.cast(ops.convert_to_tensor(self.state), "int32")
         count = state[2] if advance else ops.full((), -1 - stream, dtype="int32")
         blocks = ops.arange((total + 1) // 2, dtype="int32")
