@@ -41,8 +41,8 @@ class NTXentLoss:
         block_size: how many rows of the `2N x 2N` similarities exist at a time. An int computes
             blocks of so many rows one after the other, once forward and once backward, with exact
             gradients: memory grows with `N` instead of `N**2`. `None`: the whole matrix and
-            automatic differentiation. "auto" (default): the whole matrix up to `2N` = 1024, blocks of
-            512 rows above and where `N` is not known when tracing.
+            automatic differentiation. "auto" (default): the whole matrix up to `2N` = 1024, blocks
+            of 512 rows above and where `N` is not known when tracing.
 
     Call arguments:
         z1: `(N, D)` embeddings of the first views, or `(2N, D)` of first and second views.
