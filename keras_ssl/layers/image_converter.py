@@ -24,6 +24,22 @@ class ImagePreprocessor(keras_hub.models.ImageClassifierPreprocessor):
     image_converter_cls = ImageConverter
 
 
+def image_shape_of(backbone) -> tuple[int | None, int | None, int]:
+    """`(height, width, channels)` that a backbone was made for; sides may be `None`."""
+    if not isinstance(backbone, keras.Model):
+        raise ValueError(
+            "`backbone` must be a keras.Model, for example a keras_ssl.backbones.ViTBackbone "
+            f"or a keras_hub.models.Backbone. Received: backbone={backbone!r}"
+        )
+    shape = getattr(backbone, "image_shape", None) or backbone.input_shape[1:]
+    if len(shape) != 3:
+        raise ValueError(
+            "`backbone` must take images (height, width, channels). "
+            f"Received: a model that takes {tuple(shape)}"
+        )
+    return tuple(shape)
+
+
 def default_preprocessor(
     backbone, mean=IMAGENET_MEAN, std=IMAGENET_STD, interpolation="bicubic"
 ) -> ImagePreprocessor:
@@ -35,7 +51,7 @@ def default_preprocessor(
         std: per channel, for pixels in `[0, 1]`.
         interpolation: `"bicubic"` or `"bilinear"`.
     """
-    shape = getattr(backbone, "image_shape", None) or backbone.input_shape[1:]
+    shape = image_shape_of(backbone)
     size = tuple(shape[:2]) if shape[0] else None
     if shape[2] != len(mean):
         mean, std = (0.5,) * shape[2], (0.25,) * shape[2]

@@ -3,16 +3,7 @@
 import keras
 from keras import ops
 
-from keras_ssl.training.kernels import attention_weights, dot_product_attention, materialize
-
-
-def gelu(x):
-    """Exact GELU, `x * Phi(x)`, as the papers' codes use it.
-
-    Written with `erf`: the `erfc` of `jax.nn.gelu` costs more on CPU and differs only where
-    `x < -4` and the value is below 1e-4.
-    """
-    return 0.5 * x * (1.0 + ops.erf(x * 0.7071067811865476))
+from keras_ssl.training.kernels import attention_weights, dot_product_attention, gelu, materialize
 
 
 def gelu_tanh(x):

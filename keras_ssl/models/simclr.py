@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from keras_ssl.layers.heads import ProjectionHead
-from keras_ssl.layers.image_converter import default_preprocessor
+from keras_ssl.layers.image_converter import default_preprocessor, image_shape_of
 from keras_ssl.losses.nt_xent import NTXentLoss
 from keras_ssl.models.ssl_task import SSLTask, default_views, feature_dim, pool_features
 from keras_ssl.training.optimizers import LARS
@@ -19,8 +19,9 @@ class SimCLR(SSLTask):
 
     `l(i, j) = -log( exp(cos(z_i, z_j) / T) / sum_{k != i} exp(cos(z_i, z_k) / T) )`
 
-    over the `2N` views of the batch; the loss is the sum of `l(i, j)` and `l(j, i)`, averaged over
-    pictures. `predict` gives `h`, what the paper found best for use.
+    over the `2N` views of the batch, averaged over all of them (equation 1; the published code adds
+    the two directions instead, twice as much). `predict` gives `h`, what the paper found best
+    for use.
 
     Args:
         backbone: any image backbone of keras-hub, Keras or keras_ssl.
@@ -67,8 +68,8 @@ class SimCLR(SSLTask):
         name: str | None = None,
     ):
         if augmenter == "auto":
-            shape = getattr(backbone, "image_shape", None) or backbone.input_shape[1:]
-            small = max(shape[0] or 224, shape[1] or 224) <= 64
+            height, width, _ = image_shape_of(backbone)
+            small = max(height or 224, width or 224) <= 64
             augmenter = default_views("simclr_cifar" if small else "simclr", backbone, seed)
         super().__init__(
             backbone,

@@ -12,6 +12,7 @@ import numpy as np
 from keras import ops
 
 from keras_ssl.augmentation import Views, functional
+from keras_ssl.layers.image_converter import image_shape_of
 from keras_ssl.presets import resolve_preset
 from keras_ssl.training import data as data_utils
 from keras_ssl.training.random import RandomStream
@@ -47,11 +48,7 @@ class SSLTask(keras_hub.models.Task):
     def __init__(
         self, backbone, pooling=None, augmenter=None, preprocessor=None, seed=None, name=None
     ):
-        if not isinstance(backbone, keras.Model):
-            raise ValueError(
-                "`backbone` must be a keras.Model, for example a keras_ssl.backbones.ViTBackbone "
-                f"or a keras_hub.models.Backbone. Received: backbone={backbone!r}"
-            )
+        image_shape_of(backbone)  # refuses what is no image model
         super().__init__(compile=False, name=name)
         self.backbone = backbone
         self.dtype_policy = backbone.dtype_policy
@@ -248,7 +245,7 @@ class SSLTask(keras_hub.models.Task):
             epochs: passes over the data.
             validation_data: held-out images whose loss is shown as `val_loss`.
             validation_split: share of the array, taken from its end, to hold out.
-            shuffle: whether arrays are shuffled.
+            shuffle: whether arrays (and the batches of a PyDataset) are shuffled.
             initial_epoch: where to resume.
             steps_per_epoch: batches in an epoch, for datasets that do not say.
             **kwargs: of `keras.Model.fit`: `verbose`, `callbacks`, `validation_steps`, ...
@@ -284,6 +281,8 @@ class SSLTask(keras_hub.models.Task):
             images = data_utils.images_of(first)
             self._check_images(images)
             batch_size = int(images.shape[0])
+            # Keras can shuffle these only, and warns about the others.
+            shuffle = shuffle and isinstance(x, keras.utils.PyDataset)
             steps = data_utils.num_batches(x)
         self._plan(batch_size, steps_per_epoch or steps, epochs, initial_epoch)
         # Past `PipelineModel.fit`, which would preprocess on the host: the augmenter does it here.
@@ -481,7 +480,7 @@ class SSLTask(keras_hub.models.Task):
 
 def default_views(recipe: str, backbone, seed: int | None):
     """The paper's augmentation at the backbone's image size."""
-    shape = getattr(backbone, "image_shape", None) or backbone.input_shape[1:]
+    shape = image_shape_of(backbone)
     if shape[0] is None:
         raise ValueError(
             "The backbone has no fixed image size, so the size of the views must be given: pass "
@@ -521,7 +520,7 @@ def feature_dim(backbone, pooling: str) -> int:
     """Width of the pooled features of a backbone."""
     if hasattr(backbone, "hidden_dim") and hasattr(backbone, "pool"):
         return backbone.hidden_dim
-    height, width, channels = getattr(backbone, "image_shape", None) or backbone.input_shape[1:]
+    height, width, channels = image_shape_of(backbone)
     images = keras.KerasTensor((1, height or 64, width or 64, channels or 3))
     features = backbone.compute_output_spec(images)
     return pool_features(backbone, features, pooling).shape[-1]

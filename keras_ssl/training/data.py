@@ -77,7 +77,9 @@ def peek(x):
             raise ValueError(
                 f"The generator is empty: it gave no batch. Received: x={x}"
             ) from None
-        return first, itertools.chain([first], x)
+        # Keras takes generators of tuples only, not any iterator.
+        batches = itertools.chain([first], x)
+        return first, (batch if isinstance(batch, tuple) else (batch,) for batch in batches)
     if hasattr(x, "take") and hasattr(x, "element_spec"):  # tf.data: read one batch only
         x_one = x.take(1)
     else:

@@ -1,0 +1,72 @@
+"""Fine-tuning."""
+
+import keras
+import keras_hub
+import numpy as np
+import pytest
+from gradients import compiled
+from toy import fill, images, to_numpy, vit
+
+from keras_ssl.layers.image_converter import default_preprocessor
+from keras_ssl.models import ImageClassifier
+
+PICTURES = images(24, size=16)
+LABELS = (PICTURES.mean(axis=(1, 2))[:, 0] > PICTURES.mean()).astype("int32")
+
+
+def test_mean_pooling_is_before_the_final_normalisation():
+    backbone = vit()
+    fill(backbone, scale=0.3)
+    model = ImageClassifier(backbone, 3, pooling="mean")
+    x = np.random.default_rng(0).random((2, 16, 16, 3)).astype("float32")
+    tokens = compiled(lambda: backbone(x, return_intermediate=True)["intermediate"][-1])()
+    mean = to_numpy(tokens).astype("float64")[:, 1:].mean(axis=1)
+    centered = mean - mean.mean(axis=1, keepdims=True)
+    expected = centered / np.sqrt(mean.var(axis=1, keepdims=True) + 1e-6)
+    features = to_numpy(compiled(lambda: model.features(x))())
+    np.testing.assert_allclose(features, expected, atol=1e-4)
+    # What takes no part is not trained.
+    assert not any(v is backbone.norm.gamma for v in model.trainable_variables)
+
+
+def test_it_learns_saves_and_continues(tmp_path):
+    model = ImageClassifier(vit(), 2, preprocessor=default_preprocessor(vit()))
+    model.compile(learning_rate=1e-2, layer_decay=0.9, total_steps=30)
+    history = model.fit(PICTURES, LABELS, batch_size=24, epochs=20, verbose=0).history
+    assert history["sparse_categorical_accuracy"][-1] >= 0.9
+    model.save(tmp_path / "classifier.keras")
+    loaded = keras.saving.load_model(tmp_path / "classifier.keras")
+    np.testing.assert_allclose(
+        loaded.predict(PICTURES, verbose=0), model.predict(PICTURES, verbose=0), atol=1e-6
+    )
+    groups = [m.optimizer.get_config()["learning_rate_multipliers"] for m in (model, loaded)]
+    assert groups[0] == groups[1] == model.backbone.layer_decay_multipliers(0.9)
+    runs = [m.fit(PICTURES, LABELS, batch_size=24, verbose=0) for m in (model, loaded)]
+    losses = [run.history["loss"][0] for run in runs]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+    model.save_to_preset(str(tmp_path / "preset"))
+    hub = keras_hub.models.ImageClassifier.from_preset(str(tmp_path / "preset"))
+    np.testing.assert_allclose(
+        hub.predict(PICTURES, verbose=0), model.predict(PICTURES, verbose=0), atol=1e-6
+    )
+
+
+def test_preprocessing_in_keras_hub_and_in_the_graph_agree():
+    """The classifier prepares images on the host (keras-hub), the methods in the compiled step."""
+    from keras_ssl.models.ssl_task import convert_images
+
+    preprocessor = default_preprocessor(vit())
+    for size in [(16, 16), (40, 40), (24, 36)]:
+        smooth = np.linspace(0, 255, size[0] * size[1] * 3).reshape(1, *size, 3)
+        on_host = to_numpy(preprocessor(smooth.astype("float32")))
+        in_graph = to_numpy(convert_images(smooth.astype("float32"), preprocessor.image_converter))
+        assert in_graph.shape == (1, 16, 16, 3)
+        np.testing.assert_allclose(in_graph, on_host, atol=0.03)
+
+
+def test_wrong_arguments():
+    with pytest.raises(ValueError, match="pooling"):
+        ImageClassifier(vit(), 2, pooling="max")
+    with pytest.raises(ValueError, match="no class token"):
+        ImageClassifier(vit(use_class_token=False), 2)
