@@ -8,9 +8,7 @@ from keras_ssl.models import MAE, SimCLR
 
 
 def vit(**kwargs) -> ViTBackbone:
-    defaults = dict(
-        image_shape=(16, 16, 3), patch_size=4, hidden_dim=16, num_layers=2, num_heads=2
-    )
+    defaults = dict(image_shape=(16, 16, 3), patch_size=4, hidden_dim=16, num_layers=2, num_heads=2)
     return ViTBackbone(**{**defaults, **kwargs})
 
 
