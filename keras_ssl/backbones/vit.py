@@ -147,7 +147,8 @@ class ViTBackbone(keras_hub.models.Backbone, metaclass=SubclassedModelType):
             )
         if initializer not in INITIALIZERS:
             raise ValueError(
-                f"`initializer` must be one of {INITIALIZERS}. Received: initializer={initializer!r}"
+                f"`initializer` must be one of {INITIALIZERS}. "
+                f"Received: initializer={initializer!r}"
             )
         if hidden_dim % num_heads:
             raise ValueError(
