@@ -6,13 +6,15 @@ BACKENDS ?= torch jax tensorflow
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 # Everything runs on CPU here; this keeps JAX from looking for more.
 export JAX_PLATFORMS ?= cpu
+# Threads that wait must not hold the cores that others need.
+export OMP_WAIT_POLICY ?= passive
 # Conformance vectors, where the machine has them.
 VECTORS ?= ../shared/vectors
 KERAS_BACKEND ?= torch
 
 .PHONY: demo test lint conformance docs benchmarks clean
 
-## demo: pretrain a masked autoencoder for a few minutes, show what it learned
+## demo: pretrain with SimCLR for a few minutes, show what it learned
 demo: $(VENV)/.demo
 	KERAS_BACKEND=$(KERAS_BACKEND) $(PY) examples/demo.py --output demo
 
