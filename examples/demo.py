@@ -65,5 +65,7 @@ picture = os.path.join(args.output, "reconstructions.png")
 reconstruction_grid(model, test.images[chosen], zoom=3).save(picture)
 model.save_to_preset(os.path.join(args.output, "preset"))
 print(f"k-NN accuracy: raw pixels {pixels:.3f}, untrained {before:.3f}, trained {knn(model):.3f}")
-print(f"{seconds:.0f} s of training on {keras.backend.backend()}. Look at {picture}: each triple is")
+print(
+    f"{seconds:.0f} s of training on {keras.backend.backend()}. Look at {picture}: each triple is"
+)
 print("a picture, the quarter of it that the model saw, and what it painted.")

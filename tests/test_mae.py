@@ -43,9 +43,7 @@ def test_loss_is_the_papers(normalize_targets):
         mean = target.mean(axis=-1, keepdims=True)
         target = (target - mean) / np.sqrt(target.var(axis=-1, ddof=1, keepdims=True) + 1e-6)
     expected = (((prediction - target) ** 2).mean(axis=-1) * mask).sum() / mask.sum()
-    loss = model.reconstruction_loss(
-        pictures.astype("float32"), prediction.astype("float32"), mask
-    )
+    loss = model.reconstruction_loss(pictures.astype("float32"), prediction.astype("float32"), mask)
     assert float(loss) == pytest.approx(expected, rel=1e-5)
 
 

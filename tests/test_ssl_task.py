@@ -100,7 +100,9 @@ def test_classifier_on_any_preset(trained):
     )
     assert type(hub) is ImageClassifier
     kernel = classifier.backbone.blocks[0].attention.qkv.kernel
-    np.testing.assert_array_equal(to_numpy(kernel), to_numpy(hub.backbone.blocks[0].attention.qkv.kernel))
+    np.testing.assert_array_equal(
+        to_numpy(kernel), to_numpy(hub.backbone.blocks[0].attention.qkv.kernel)
+    )
     assert classifier.predict(PICTURES[:4], verbose=0).shape == (4, 3)
 
 

@@ -4,13 +4,11 @@ import keras
 import numpy as np
 
 from keras_ssl.backbones import ViTBackbone
-from keras_ssl.models import MAE, SimCLR
+from keras_ssl.models import BYOL, MAE, MoCo, SimCLR
 
 
 def vit(**kwargs) -> ViTBackbone:
-    defaults = dict(
-        image_shape=(16, 16, 3), patch_size=4, hidden_dim=16, num_layers=2, num_heads=2
-    )
+    defaults = dict(image_shape=(16, 16, 3), patch_size=4, hidden_dim=16, num_layers=2, num_heads=2)
     return ViTBackbone(**{**defaults, **kwargs})
 
 
@@ -24,7 +22,17 @@ def simclr(backbone=None, **kwargs) -> SimCLR:
     return SimCLR(backbone or vit(), **{**dict(projection_dim=8, seed=1), **kwargs})
 
 
-METHODS = {"mae": mae, "simclr": simclr}
+def moco(backbone=None, **kwargs) -> MoCo:
+    defaults = dict(projection_dim=8, queue_size=20, seed=1)
+    return MoCo(backbone or vit(num_layers=1), **{**defaults, **kwargs})
+
+
+def byol(backbone=None, **kwargs) -> BYOL:
+    defaults = dict(projection_dim=8, projection_hidden_dim=12, seed=1)
+    return BYOL(backbone or vit(num_layers=1), **{**defaults, **kwargs})
+
+
+METHODS = {"byol": byol, "mae": mae, "moco": moco, "simclr": simclr}
 
 
 def images(count: int = 24, size: int = 20, seed: int = 0) -> np.ndarray:

@@ -161,5 +161,3 @@ class ImageClassifier(keras_hub.models.ImageClassifier):
             **kwargs: `num_classes` (needed where the preset holds no classifier), `pooling`, ...
         """
         return super().from_preset(resolve_preset(preset), load_weights=load_weights, **kwargs)
-
-

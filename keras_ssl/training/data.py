@@ -74,9 +74,7 @@ def peek(x):
         try:
             first = next(x)
         except StopIteration:
-            raise ValueError(
-                f"The generator is empty: it gave no batch. Received: x={x}"
-            ) from None
+            raise ValueError(f"The generator is empty: it gave no batch. Received: x={x}") from None
         # Keras takes generators of tuples only, not any iterator.
         batches = itertools.chain([first], x)
         return first, (batch if isinstance(batch, tuple) else (batch,) for batch in batches)

@@ -72,9 +72,7 @@ def _barrier():
     def barrier(x):
         return materialized(x)
 
-    barrier.defvjp(
-        lambda x: (materialized(x), None), lambda _, gradient: (materialized(gradient),)
-    )
+    barrier.defvjp(lambda x: (materialized(x), None), lambda _, gradient: (materialized(gradient),))
     return barrier
 
 
