@@ -480,6 +480,16 @@ def test_images_do_not_mix():
     assert min(np.abs(view[i] - view[i - 1]).max() for i in range(BATCH)) > 1e-3
 
 
+def test_parts_of_the_batch_are_the_whole(monkeypatch):
+    images = pictures()
+    whole = augmentation.Views("byol", size=12, seed=1)(images)
+    # Room for the views of four of the six images (only eager PyTorch takes parts).
+    monkeypatch.setattr("keras_ssl.augmentation.views._CHUNK_PIXELS", 2 * 144 * 4)
+    parts = augmentation.Views("byol", size=12, seed=1)(images)
+    for a, b in zip(whole, parts, strict=True):
+        np.testing.assert_allclose(numpy(a), numpy(b), atol=1e-5)
+
+
 def test_uint8_and_float_agree_and_gray_is_repeated():
     images = pictures()
     views = augmentation.Views("simclr_cifar", size=12, seed=1)

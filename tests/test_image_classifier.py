@@ -41,9 +41,8 @@ def test_it_learns_saves_and_continues(tmp_path):
     )
     groups = [m.optimizer.get_config()["learning_rate_multipliers"] for m in (model, loaded)]
     assert groups[0] == groups[1] == model.backbone.layer_decay_multipliers(0.9)
-    runs = [m.fit(PICTURES, LABELS, batch_size=24, verbose=0) for m in (model, loaded)]
-    losses = [run.history["loss"][0] for run in runs]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    runs = [m.fit(PICTURES, LABELS, batch_size=24, epochs=3, verbose=0) for m in (model, loaded)]
+    np.testing.assert_allclose(*(run.history["loss"] for run in runs), rtol=1e-4)
 
     model.save_to_preset(str(tmp_path / "preset"))
     hub = keras_hub.models.ImageClassifier.from_preset(str(tmp_path / "preset"))

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 from gradients import compiled
-from toy import fill, images, simclr, to_numpy, vit
+from toy import fill, images, simclr, to_numpy
 
 from keras_ssl.layers.heads import ProjectionHead
 

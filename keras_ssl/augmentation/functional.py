@@ -505,12 +505,16 @@ def _adjust_hsv(images: Any, delta: Any, factor: Any, channel_axis: int) -> Any:
         # S = chroma / V is scaled and limited to 1.
         chroma = ops.minimum(chroma * _per_sample(factor), value)
         low = value - chroma
-    shades = (
-        ops.clip(ops.abs(hue - 3.0) - 1.0, 0.0, 1.0),
-        ops.clip(2.0 - ops.abs(hue - 2.0), 0.0, 1.0),
-        ops.clip(2.0 - ops.abs(hue - 4.0), 0.0, 1.0),
-    )
-    return ops.concatenate([low + chroma * shade for shade in shades], axis=channel_axis)
+
+    def channel(shade):  # one after the other, to keep few temporary arrays alive
+        return low + chroma * ops.clip(shade, 0.0, 1.0)
+
+    channels = [
+        channel(ops.abs(hue - 3.0) - 1.0),
+        channel(2.0 - ops.abs(hue - 2.0)),
+        channel(2.0 - ops.abs(hue - 4.0)),
+    ]
+    return ops.concatenate(channels, axis=channel_axis)
 
 
 def color_jitter(

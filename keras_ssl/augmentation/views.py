@@ -9,7 +9,12 @@ from keras import ops
 from keras_ssl.augmentation import functional, operations
 from keras_ssl.augmentation.layers import check_images, check_value_range, to_unit
 from keras_ssl.augmentation.recipes import RECIPES
+from keras_ssl.training.device import in_chunks
 from keras_ssl.training.random import RandomStream
+
+# Pixels of all views that are computed together where parts are faster (see `in_chunks`): 8 images
+# with two views of 224 pixels.
+_CHUNK_PIXELS = 840_000
 
 
 class _Group:
@@ -17,7 +22,7 @@ class _Group:
 
     def __init__(self, view: dict, size: tuple[int, int]):
         view = dict(view)
-        self.count = view.pop("count", 1)
+        self.count, self.size = view.pop("count", 1), size
         view.pop("local", None)
         unknown = sorted(set(view) - set(operations.OPERATIONS))
         if unknown:
@@ -201,6 +206,12 @@ class Views(keras.layers.Layer):
                 f"`parameters` must have a dict for each of the {self.num_views} views. "
                 f"Received: {len(parameters)} of them"
             )
+        pixels = sum(group.count * group.size[0] * group.size[1] for group in self._groups)
+        views = in_chunks(self._render, (images, parameters), max(1, _CHUNK_PIXELS // pixels))
+        return (views, parameters) if return_parameters else views
+
+    def _render(self, batch: tuple[Any, tuple]) -> tuple:
+        images, parameters = batch
         planar = to_unit(functional.to_row_planar(images), self.value_range)
         scale = (1.0 / np.asarray(self.std, "float32")).reshape((1, 1, 3, 1))
         shift = np.asarray(self.mean, "float32").reshape((1, 1, 3, 1)) * scale
@@ -213,8 +224,7 @@ class Views(keras.layers.Layer):
                 result = result * scale - shift
             result = ops.cast(functional.from_row_planar(result), self.compute_dtype)
             views.extend(group.split(result))
-        views = tuple(views)
-        return (views, parameters) if return_parameters else views
+        return tuple(views)
 
     def get_config(self) -> dict:
         config = super().get_config()

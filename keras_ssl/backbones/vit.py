@@ -11,6 +11,8 @@ from keras_ssl.layers.position_embedding import (
     sincos_position_embedding,
 )
 from keras_ssl.layers.transformer import TransformerBlock
+from keras_ssl.presets import resolve_preset
+from keras_ssl.training.subclassed import SubclassedModelType
 
 # hidden_dim, num_layers, num_heads, mlp_ratio, and where the size was published.
 VIT_SIZES = {
@@ -32,7 +34,7 @@ INITIALIZERS = ("mae", "truncated_normal", "moco_v3")
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
-class ViTBackbone(keras_hub.models.Backbone):
+class ViTBackbone(keras_hub.models.Backbone, metaclass=SubclassedModelType):
     """The vision transformer that every method here stands on.
 
     Patches are projected, positions are added, prefix tokens (class, registers) are put in front,
@@ -145,7 +147,8 @@ class ViTBackbone(keras_hub.models.Backbone):
             )
         if initializer not in INITIALIZERS:
             raise ValueError(
-                f"`initializer` must be one of {INITIALIZERS}. Received: initializer={initializer!r}"
+                f"`initializer` must be one of {INITIALIZERS}. "
+                f"Received: initializer={initializer!r}"
             )
         if hidden_dim % num_heads:
             raise ValueError(
@@ -274,6 +277,17 @@ class ViTBackbone(keras_hub.models.Backbone):
         if size not in VIT_SIZES:
             raise ValueError(f"`size` must be one of {sorted(VIT_SIZES)}. Received: size={size!r}")
         return cls(**{**VIT_SIZES[size], **kwargs})
+
+    @classmethod
+    def from_preset(cls, preset: str, load_weights: bool = True, **kwargs) -> "ViTBackbone":
+        """The encoder of a preset: a shipped name, a folder or a hub handle.
+
+        Args:
+            preset: as for the methods' `from_preset`.
+            load_weights: `False` for new weights.
+            **kwargs: arguments that replace the saved ones, e.g. `drop_path_rate=0.1`.
+        """
+        return super().from_preset(resolve_preset(preset), load_weights=load_weights, **kwargs)
 
     @property
     def num_prefix_tokens(self) -> int:

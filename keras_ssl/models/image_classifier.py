@@ -8,10 +8,11 @@ from keras_ssl.layers.image_converter import ImagePreprocessor
 from keras_ssl.presets import resolve_preset
 from keras_ssl.training.optimizers import AdamW
 from keras_ssl.training.schedules import WarmupCosine
+from keras_ssl.training.subclassed import SubclassedModelType, without_optimizer
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
-class ImageClassifier(keras_hub.models.ImageClassifier):
+class ImageClassifier(keras_hub.models.ImageClassifier, metaclass=SubclassedModelType):
     """Classifier over a `ViTBackbone`; what `keras_hub.models.ImageClassifier` finds for it.
 
     `logits = W pool(z) + b`. With `pooling="token"` the class token of the backbone's output is
@@ -150,6 +151,11 @@ class ImageClassifier(keras_hub.models.ImageClassifier):
     def compile_from_config(self, config):
         self.compile(**keras.saving.deserialize_keras_object(config))
         self.optimizer.build(self.trainable_variables)
+
+    def save_to_preset(self, preset_dir, max_shard_size=10):
+        """Saves configuration and weights to a folder, without the optimizer."""
+        with without_optimizer(self):
+            super().save_to_preset(preset_dir, max_shard_size=max_shard_size)
 
     @classmethod
     def from_preset(cls, preset, load_weights=True, **kwargs):

@@ -16,9 +16,10 @@ from keras_ssl.layers.image_converter import image_shape_of
 from keras_ssl.presets import resolve_preset
 from keras_ssl.training import data as data_utils
 from keras_ssl.training.random import RandomStream
+from keras_ssl.training.subclassed import SubclassedModelType, without_optimizer
 
 
-class SSLTask(keras_hub.models.Task):
+class SSLTask(keras_hub.models.Task, metaclass=SubclassedModelType):
     """Base class of the self-supervised methods.
 
     A method is a `keras_hub.models.Task`: `fit(images)` trains, `evaluate(images)` gives the loss
@@ -284,6 +285,7 @@ class SSLTask(keras_hub.models.Task):
             # Keras can shuffle these only, and warns about the others.
             shuffle = shuffle and isinstance(x, keras.utils.PyDataset)
             steps = data_utils.num_batches(x)
+        validation_data = self._validation_batches(validation_data, batch_size)
         self._plan(batch_size, steps_per_epoch or steps, epochs, initial_epoch)
         # Past `PipelineModel.fit`, which would preprocess on the host: the augmenter does it here.
         return keras.Model.fit(
@@ -293,12 +295,25 @@ class SSLTask(keras_hub.models.Task):
             initial_epoch=initial_epoch,
             steps_per_epoch=steps_per_epoch,
             shuffle=shuffle,
-            validation_data=_without_labels(validation_data),
+            validation_data=validation_data,
             **kwargs,
         )
 
+    def _validation_batches(self, data, batch_size):
+        """Validation arrays, with or without labels, in batches of training's size."""
+        if isinstance(data, (tuple, list)) and data and data_utils.is_array(data[0]):
+            data = data[0]
+        if data is None or not data_utils.is_array(data):
+            return data
+        data = keras.tree.map_structure(_to_numpy, data)
+        images = data_utils.images_of(data)
+        self._check_images(images)
+        return data_utils.ArrayBatches(data, min(batch_size, len(images)), shuffle=False)
+
     def evaluate(self, x=None, y=None, batch_size=None, **kwargs):
         """Loss on held-out images, with fixed views and masks and no state touched.
+
+        With arrays the last incomplete batch is left out, as in `fit`.
 
         Args:
             x: as for `fit`.
@@ -309,12 +324,7 @@ class SSLTask(keras_hub.models.Task):
         if not self.compiled:
             self.compile()
         if data_utils.is_array(x):
-            x = keras.tree.map_structure(_to_numpy, x)
-            images = data_utils.images_of(x)
-            self._check_images(images)
-            batch_size = min(batch_size or 32, len(images))
-            x = data_utils.ArrayBatches(x, batch_size, shuffle=False)
-            batch_size = None
+            x, batch_size = self._validation_batches(x, batch_size or 32), None
         return keras.Model.evaluate(self, x, batch_size=batch_size, **kwargs)
 
     def predict(self, x, batch_size=None, **kwargs):
@@ -384,7 +394,7 @@ class SSLTask(keras_hub.models.Task):
 
         The preset is written beside the folder and then takes its place, so that a save that
         fails leaves the old preset whole. Other files of an existing folder (a model card) are
-        kept.
+        kept. The optimizer is not part of a preset: `model.save("run.keras")` keeps it.
 
         Args:
             preset_dir: the folder.
@@ -395,7 +405,8 @@ class SSLTask(keras_hub.models.Task):
         os.makedirs(parent, exist_ok=True)
         new = tempfile.mkdtemp(prefix=os.path.basename(preset_dir) + ".new-", dir=parent)
         try:
-            super().save_to_preset(new, max_shard_size=max_shard_size)
+            with without_optimizer(self):
+                super().save_to_preset(new, max_shard_size=max_shard_size)
             if os.path.isdir(preset_dir):
                 for name in os.listdir(preset_dir):
                     if not name.endswith((".weights.h5", ".weights.json")):
@@ -557,13 +568,6 @@ def convert_images(images, converter):
 
 def _to_numpy(x):
     return x if isinstance(x, np.ndarray) else ops.convert_to_numpy(x)
-
-
-def _without_labels(data):
-    """Validation arrays without their labels; datasets as they are."""
-    if isinstance(data, (tuple, list)) and data and data_utils.is_array(data[0]):
-        return data[0]
-    return data
 
 
 def _read_json(folder, name, preset):
