@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import toy
 from toy import to_numpy
 
 from keras_ssl.models import BYOL, MoCo
@@ -137,6 +138,23 @@ def test_a_loaded_model_continues_the_schedule(tmp_path):
     fit(byol, model=loaded, initial_epoch=1, epochs=2)
     for ours, theirs in zip(teachers(loaded), teachers(straight), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["byol", "moco_v3"])
+def test_a_steps_gradient_is_of_that_step_alone(method):
+    """Student and teacher have variables of the same paths; none may be taken for the other."""
+    model = toy.METHODS[method](augmenter=None, preprocessor=None)
+    views = tuple(np.random.default_rng(0).random((2, 6, 16, 16, 3)).astype("float32"))
+    model.compile(sgd(0.0, momentum=0.5, weight_decay=0.0))
+    slots = []
+    for _ in range(3):
+        model.train_on_batch(views)
+        slots.append([to_numpy(m).copy() for m in model.optimizer.momentums])
+    largest = max(np.abs(m).max() for m in slots[0])
+    # The weights stand still: v = g, then g + v / 2 = 1.5 g, then 1.75 g.
+    for first, second, third in zip(*slots, strict=True):
+        np.testing.assert_allclose(second, 1.5 * first, atol=1e-4 * largest)
+        np.testing.assert_allclose(third, 1.75 * first, atol=1e-4 * largest)
 
 
 def test_the_optimizer_knows_nothing_of_the_teacher():

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 
 from keras_ssl.backbones import ViTBackbone
-from keras_ssl.models import BYOL, MAE, MoCo, SimCLR
+from keras_ssl.models import BYOL, MAE, BarlowTwins, MoCo, MoCoV3, SimCLR, SimSiam, VICReg
 
 
 def vit(**kwargs) -> ViTBackbone:
@@ -32,7 +32,43 @@ def byol(backbone=None, **kwargs) -> BYOL:
     return BYOL(backbone or vit(num_layers=1), **{**defaults, **kwargs})
 
 
-METHODS = {"byol": byol, "mae": mae, "moco": moco, "simclr": simclr}
+def moco_v3(backbone=None, **kwargs) -> MoCoV3:
+    if backbone is None:
+        backbone = vit(
+            num_layers=1,
+            position_embedding="sincos_moco_v3",
+            initializer="moco_v3",
+            freeze_patch_projection=True,
+        )
+    defaults = dict(projection_dim=8, projection_hidden_dim=12, seed=1)
+    return MoCoV3(backbone, **{**defaults, **kwargs})
+
+
+def simsiam(backbone=None, **kwargs) -> SimSiam:
+    defaults = dict(projection_dim=8, projection_hidden_dim=12, seed=1)
+    return SimSiam(backbone or vit(num_layers=1), **{**defaults, **kwargs})
+
+
+def barlow_twins(backbone=None, **kwargs) -> BarlowTwins:
+    return BarlowTwins(
+        backbone or vit(num_layers=1), **{**dict(projection_dim=8, seed=1), **kwargs}
+    )
+
+
+def vicreg(backbone=None, **kwargs) -> VICReg:
+    return VICReg(backbone or vit(num_layers=1), **{**dict(projection_dim=8, seed=1), **kwargs})
+
+
+METHODS = {
+    "barlow_twins": barlow_twins,
+    "byol": byol,
+    "mae": mae,
+    "moco": moco,
+    "moco_v3": moco_v3,
+    "simclr": simclr,
+    "simsiam": simsiam,
+    "vicreg": vicreg,
+}
 
 
 def images(count: int = 24, size: int = 20, seed: int = 0) -> np.ndarray:

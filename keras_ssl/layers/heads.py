@@ -26,7 +26,8 @@ class ProjectionHead(keras.layers.Layer):
 
     Args:
         output_dim: width of the output.
-        hidden_dim: width of the hidden layers; the input's width when `None`.
+        hidden_dim: width of the hidden layers, or a list of their widths; the input's width when
+            `None`.
         num_layers: number of linear layers: 2 in SimCLR, 3 in SimCLR v2.
         batch_norm: normalise at all; `False` leaves linear layers and ReLU.
         final_batch_norm: normalise the output too.
@@ -51,7 +52,7 @@ class ProjectionHead(keras.layers.Layer):
     def __init__(
         self,
         output_dim: int,
-        hidden_dim: int | None = None,
+        hidden_dim: int | list[int] | None = None,
         num_layers: int = 2,
         final_batch_norm: bool = True,
         final_center: bool = False,
@@ -66,6 +67,13 @@ class ProjectionHead(keras.layers.Layer):
         super().__init__(**kwargs)
         if num_layers < 1:
             raise ValueError(f"`num_layers` must be positive. Received: num_layers={num_layers}")
+        if isinstance(hidden_dim, (list, tuple)):
+            hidden_dim = tuple(hidden_dim)
+            if len(hidden_dim) != num_layers - 1:
+                raise ValueError(
+                    f"`hidden_dim` must be one width or {num_layers - 1} of them. "
+                    f"Received: hidden_dim={hidden_dim}"
+                )
         self.output_dim = output_dim
         self.hidden_dim = hidden_dim
         self.num_layers = num_layers
@@ -80,10 +88,13 @@ class ProjectionHead(keras.layers.Layer):
 
     def build(self, input_shape):
         dim = input_shape[-1]
+        hidden = self.hidden_dim or dim
+        if not isinstance(hidden, tuple):
+            hidden = (hidden,) * (self.num_layers - 1)
         self.linears, self.norms = [], []
         for i in range(self.num_layers):
             last = i == self.num_layers - 1
-            units = self.output_dim if last else (self.hidden_dim or input_shape[-1])
+            units = self.output_dim if last else hidden[i]
             normalized = self.batch_norm and (self.final_batch_norm or not last)
             use_bias = self.output_bias if last else self.hidden_bias or None
             linear = keras.layers.Dense(

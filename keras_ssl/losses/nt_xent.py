@@ -34,7 +34,8 @@ class NTXentLoss:
     losses of the two directions, which is twice as much.
 
     Options for the negatives, `N' = 2N - 2` of them for each view, whose sum is
-    `G[i] = sum over j != i, p(i) of exp(s[i, j])`, so that `l[i] = log(1 + G[i] / exp(s[i, p(i)]))`:
+    `G[i] = sum over j != i, p(i) of exp(s[i, j])`, and
+    `l[i] = log(1 + G[i] / exp(s[i, p(i)]))`:
 
     ```
     decoupled=True:    l[i] = -w[i] s[i, p(i)] + log G[i]          the positive repels no more

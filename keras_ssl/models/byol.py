@@ -28,7 +28,8 @@ class BYOL(MomentumTeacher, SSLTask):
     Args:
         backbone: any image backbone of keras-hub, Keras or keras_ssl.
         projection_dim: width of `z` and `p`.
-        projection_hidden_dim: hidden width of both heads.
+        projection_hidden_dim: hidden width of the projection `g`.
+        prediction_hidden_dim: hidden width of the prediction `q`; that of `g` when `None`.
         momentum: `tau` at the start.
         momentum_schedule: `"cosine"` or `"constant"`.
         pooling: `"token"` or `"mean"`: how tokens or maps become features.
@@ -62,6 +63,7 @@ class BYOL(MomentumTeacher, SSLTask):
         backbone,
         projection_dim: int = 256,
         projection_hidden_dim: int = 4096,
+        prediction_hidden_dim: int | None = None,
         momentum: float = 0.996,
         momentum_schedule: str = "cosine",
         pooling: str | None = None,
@@ -80,16 +82,23 @@ class BYOL(MomentumTeacher, SSLTask):
         )
         self.projection_dim = projection_dim
         self.projection_hidden_dim = projection_hidden_dim
+        self.prediction_hidden_dim = prediction_hidden_dim
         head = dict(
-            hidden_dim=projection_hidden_dim,
             final_batch_norm=False,
             hidden_bias=True,
             output_bias=False,
             dtype=self.dtype_policy,
         )
-        self.projection_head = ProjectionHead(projection_dim, name="projection_head", **head)
+        self.projection_head = ProjectionHead(
+            projection_dim, projection_hidden_dim, name="projection_head", **head
+        )
         self.projection_head.build((None, feature_dim(backbone, self.pooling)))
-        self.prediction_head = ProjectionHead(projection_dim, name="prediction_head", **head)
+        self.prediction_head = ProjectionHead(
+            projection_dim,
+            prediction_hidden_dim or projection_hidden_dim,
+            name="prediction_head",
+            **head,
+        )
         self.prediction_head.build((None, projection_dim))
         self.add_teacher(
             "backbone", "projection_head", momentum=momentum, schedule=momentum_schedule
@@ -136,6 +145,7 @@ class BYOL(MomentumTeacher, SSLTask):
             **super().get_config(),
             "projection_dim": self.projection_dim,
             "projection_hidden_dim": self.projection_hidden_dim,
+            "prediction_hidden_dim": self.prediction_hidden_dim,
             "momentum": self.momentum,
             "momentum_schedule": self.momentum_schedule,
         }

@@ -1,9 +1,14 @@
 """The slow copy of the network that MoCo, BYOL and DINO learn from, kept up inside the step."""
 
+import re
+
 import keras
 from keras import ops
 
 from keras_ssl.training.schedules import CosineMomentum
+
+# Variables that are no parameters: what a layer keeps count of, whatever its weights are.
+_STATE = re.compile(r"(moving_mean|moving_variance|vector_u|seed_generator_state|state|count)$")
 
 
 def copy_layer(layer):
@@ -26,11 +31,11 @@ class MomentumTeacher:
 
     `teacher = m * teacher + (1 - m) * student`
 
-    over the parameters that are trained in the student; frozen ones are equal from the start.
-    Everything else of the teacher is its own: it runs in training mode, so its batch normalisation normalises by the batch and keeps moving
-    statistics of its own, as in the published codes of MoCo, BYOL and DINO. The teacher has no
-    gradient, no place in the optimizer, and so no weight decay; it is saved with the model, and so
-    are its counters, so that training continues exactly.
+    over the parameters, frozen ones too. The moving statistics of the teacher's batch
+    normalisation are its own: it runs in training mode, so it normalises by the batch and keeps
+    its own averages, as in the published codes of MoCo, BYOL and DINO. The teacher has no
+    gradient, no place in the optimizer, and so no weight decay; it is saved with the model, and
+    so are its counters, so that training continues exactly.
 
     With gradient accumulation the average moves when the student does, once in every
     `gradient_accumulation_steps` batches. Without, a step that loss scaling skips
@@ -83,7 +88,7 @@ class MomentumTeacher:
             teacher = copy_layer(student)
             # By position: both were made from one configuration.
             for target, source in zip(teacher.weights, student.weights, strict=True):
-                if source.trainable:
+                if source.trainable or not _STATE.search(source.path):
                     pairs.append((target, source))
             for variable in teacher.variables:
                 # Not `teacher.trainable = False`: that would put batch normalisation on its
@@ -135,6 +140,11 @@ class MomentumTeacher:
     def train_step(self, *args):
         before = self.teacher_update == "before"
         if keras.backend.backend() != "jax":
+            if keras.backend.backend() == "torch":
+                # Keras zeroes the gradients of the parameters that PyTorch knows, by path. Student
+                # and teacher have the same paths, so half of them would add up step after step.
+                for variable in self.trainable_variables:
+                    variable.value.grad = None
             if before:
                 self.update_teacher()
             logs = super().train_step(*args)

@@ -5,7 +5,7 @@ import numpy as np
 from gradients import compiled, variable_gradients
 from keras import ops
 
-from conformance_handlers.framework import Case, handler
+from conformance_handlers.framework import Case, as_numpy, handler
 from conformance_handlers.optimizers import compare_move
 from conformance_handlers.torch_names import TorchNames, tiny_resnet
 from keras_ssl.models import MoCo
@@ -96,19 +96,19 @@ def _gradients(case, model, names):
 
 
 def _logits(model, views):
-    """Those of the step to come; the statistics that the passes move are put back."""
-    states = [v for v in model.non_trainable_variables]
-    before = [ops.convert_to_numpy(v).copy() for v in states]
+    """Those of the step to come, and nothing of it kept."""
+    states = model.non_trainable_variables
+    before = [as_numpy(v).copy() for v in states]
     model.update_teacher()
 
     @compiled
     def logits(query_views, key_views, order):
-        q = model.queries(query_views, training=True)
-        k = model.keys(key_views, training=True, order=order)
-        return model.contrastive_loss(q, k, model.queue.features(), return_logits=True)[1]
+        with keras.StatelessScope():
+            q = model.queries(query_views, training=True)
+            k = model.keys(key_views, training=True, order=order)
+            return model.contrastive_loss(q, k, model.queue.features(), return_logits=True)[1]
 
-    with keras.StatelessScope() if keras.backend.backend() == "jax" else _nothing():
-        result = ops.convert_to_numpy(logits(*[ops.convert_to_tensor(v) for v in views]))
+    result = as_numpy(logits(*[ops.convert_to_tensor(v) for v in views]))
     for variable, value in zip(states, before, strict=True):
         variable.assign(ops.convert_to_tensor(value))
     return result
@@ -154,11 +154,3 @@ def _values_at(case, name, batch):
     """How many values a channel's statistics are over."""
     side = case.config["img_size"] // (2 if "layer2" in name else 1)
     return batch * side * side
-
-
-class _nothing:
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        return False
