@@ -1,13 +1,9 @@
-"""Settings for every test."""
+"""Settings for every test, made before any backend is imported."""
 
 import os
 
-import keras
-
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
-if keras.backend.backend() == "jax":
-    import jax
-
-    # Compiling is most of a test's time on JAX; toy models need no optimised code.
-    jax.config.update("jax_disable_most_optimizations", True)
+# Compiling is most of a test's time on JAX and TensorFlow; toy models need no optimised code.
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)

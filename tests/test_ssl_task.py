@@ -60,6 +60,15 @@ def test_predict_embeds_every_image(trained):
     np.testing.assert_allclose(embeddings[3:11], alone, atol=1e-5)
 
 
+def test_prediction_is_scaled_as_training(trained):
+    """The mean of a grey picture's views is what `predict` makes of the picture."""
+    model, _, _ = trained
+    grey = np.full((2, 20, 20, 3), 127, "uint8")
+    prepared = to_numpy(model.preprocess(grey))
+    mean, std = np.asarray(model.augmenter.mean), np.asarray(model.augmenter.std)
+    np.testing.assert_allclose(prepared[0, 3, 3], (127 / 255 - mean) / std, atol=1e-4)
+
+
 def test_preset_holds_the_full_state(trained):
     model, _, folder = trained
     path = str(folder / "preset")

@@ -41,20 +41,25 @@ def image_shape_of(backbone) -> tuple[int | None, int | None, int]:
 
 
 def default_preprocessor(
-    backbone, mean=IMAGENET_MEAN, std=IMAGENET_STD, interpolation="bicubic"
+    backbone, augmenter=None, mean=None, std=None, interpolation="bicubic"
 ) -> ImagePreprocessor:
     """Centre crop to the aspect ratio, antialiased resize, `(x / 255 - mean) / std`.
 
     Args:
         backbone: gives the image size, where it has a fixed one.
-        mean: per channel, for pixels in `[0, 1]`.
+        augmenter: gives mean and standard deviation, where it is a layer that normalises: what
+            the model sees in `predict` must be scaled as what it was trained on.
+        mean: per channel, for pixels in `[0, 1]`; ImageNet's where nobody says.
         std: per channel, for pixels in `[0, 1]`.
         interpolation: `"bicubic"` or `"bilinear"`.
     """
     shape = image_shape_of(backbone)
     size = tuple(shape[:2]) if shape[0] else None
-    if shape[2] != len(mean):
-        mean, std = (0.5,) * shape[2], (0.25,) * shape[2]
+    known = shape[2] == 3
+    if mean is None:
+        mean = getattr(augmenter, "mean", IMAGENET_MEAN if known else (0.5,) * shape[2])
+    if std is None:
+        std = getattr(augmenter, "std", IMAGENET_STD if known else (0.25,) * shape[2])
     return ImagePreprocessor(
         ImageConverter(
             image_size=size,

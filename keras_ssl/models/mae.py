@@ -92,11 +92,15 @@ class MAE(SSLTask):
                 f"mask_ratio={mask_ratio} leaves none of {num_patches} patches visible. Lower "
                 "it, or take smaller patches."
             )
+        if augmenter == "auto":
+            augmenter = default_views("mae", backbone, seed)
+        if preprocessor == "auto":
+            preprocessor = default_preprocessor(backbone, augmenter)
         super().__init__(
             backbone,
             pooling=pooling,
-            augmenter=default_views("mae", backbone, seed) if augmenter == "auto" else augmenter,
-            preprocessor=default_preprocessor(backbone) if preprocessor == "auto" else preprocessor,
+            augmenter=augmenter,
+            preprocessor=preprocessor,
             seed=seed,
             name=name,
         )

@@ -71,11 +71,13 @@ class SimCLR(SSLTask):
             height, width, _ = image_shape_of(backbone)
             small = max(height or 224, width or 224) <= 64
             augmenter = default_views("simclr_cifar" if small else "simclr", backbone, seed)
+        if preprocessor == "auto":
+            preprocessor = default_preprocessor(backbone, augmenter)
         super().__init__(
             backbone,
             pooling=pooling,
             augmenter=augmenter,
-            preprocessor=default_preprocessor(backbone) if preprocessor == "auto" else preprocessor,
+            preprocessor=preprocessor,
             seed=seed,
             name=name,
         )
