@@ -3,6 +3,7 @@
 import re
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_ssl.training.schedules import CosineMomentum
@@ -106,6 +107,14 @@ class MomentumTeacher:
         for name in self._teacher_names:
             weights = [weight.copy() for weight in getattr(self, name).get_weights()]
             getattr(self, f"teacher_{name}").set_weights(weights)
+
+    def teacher_distance(self) -> float:
+        """`|teacher - student| / |student|` over all parameters that are averaged."""
+        squares = np.zeros(2)
+        for pair in self._teacher_pairs:
+            teacher, student = (ops.convert_to_numpy(v).astype("float64") for v in pair)
+            squares += np.sum((teacher - student) ** 2), np.sum(student**2)
+        return float(np.sqrt(squares[0] / max(squares[1], 1e-30)))
 
     def teacher_rate(self):
         """`1 - m` of the next update, a float32 scalar."""
