@@ -246,6 +246,24 @@ def test_default_optimizers(method, optimizer):
         assert rates == {0.0048 / 0.2}
 
 
+@pytest.mark.parametrize(
+    "method, recipe",
+    [
+        ("barlow_twins", "barlow_twins"),
+        ("byol", "byol"),
+        ("moco", "mocov2"),
+        ("moco_v3", "mocov3"),
+        ("simsiam", "simsiam"),
+        ("vicreg", "vicreg"),
+    ],
+)
+def test_the_papers_views_are_the_default(method, recipe):
+    model = METHODS[method](augmenter="auto")
+    assert model.augmenter.recipe == recipe
+    first, second = model.make_views(RNG.integers(0, 256, (2, 20, 20, 3)), training=False)
+    assert tuple(first.shape) == tuple(second.shape) == (2, 16, 16, 3)
+
+
 def test_heads_by_table():
     def shapes(**options):
         head = ProjectionHead(4, **options)

@@ -72,11 +72,15 @@ class BYOL(MomentumTeacher, SSLTask):
         seed: int | None = None,
         name: str | None = None,
     ):
+        if augmenter == "auto":
+            augmenter = default_views("byol", backbone, seed)
+        if preprocessor == "auto":
+            preprocessor = default_preprocessor(backbone, augmenter)
         super().__init__(
             backbone,
             pooling=pooling,
-            augmenter=default_views("byol", backbone, seed) if augmenter == "auto" else augmenter,
-            preprocessor=default_preprocessor(backbone) if preprocessor == "auto" else preprocessor,
+            augmenter=augmenter,
+            preprocessor=preprocessor,
             seed=seed,
             name=name,
         )

@@ -88,11 +88,13 @@ class MoCo(MomentumTeacher, SSLTask):
             raise ValueError(f"`version` must be 1 or 2; see MoCoV3. Received: version={version}")
         if augmenter == "auto":
             augmenter = default_views(f"mocov{version}", backbone, seed)
+        if preprocessor == "auto":
+            preprocessor = default_preprocessor(backbone, augmenter)
         super().__init__(
             backbone,
             pooling=pooling,
             augmenter=augmenter,
-            preprocessor=default_preprocessor(backbone) if preprocessor == "auto" else preprocessor,
+            preprocessor=preprocessor,
             seed=seed,
             name=name,
         )

@@ -65,11 +65,13 @@ class SimSiam(SSLTask):
     ):
         if augmenter == "auto":
             augmenter = default_views("simsiam", backbone, seed)
+        if preprocessor == "auto":
+            preprocessor = default_preprocessor(backbone, augmenter)
         super().__init__(
             backbone,
             pooling=pooling,
             augmenter=augmenter,
-            preprocessor=default_preprocessor(backbone) if preprocessor == "auto" else preprocessor,
+            preprocessor=preprocessor,
             seed=seed,
             name=name,
         )

@@ -68,11 +68,15 @@ class VICReg(SSLTask):
         seed: int | None = None,
         name: str | None = None,
     ):
+        if augmenter == "auto":
+            augmenter = default_views("vicreg", backbone, seed)
+        if preprocessor == "auto":
+            preprocessor = default_preprocessor(backbone, augmenter)
         super().__init__(
             backbone,
             pooling=pooling,
-            augmenter=default_views("vicreg", backbone, seed) if augmenter == "auto" else augmenter,
-            preprocessor=default_preprocessor(backbone) if preprocessor == "auto" else preprocessor,
+            augmenter=augmenter,
+            preprocessor=preprocessor,
             seed=seed,
             name=name,
         )
