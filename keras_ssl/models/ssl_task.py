@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import shutil
-import tempfile
+import uuid
 
 import keras
 import keras_hub
@@ -401,9 +401,9 @@ class SSLTask(keras_hub.models.Task, metaclass=SubclassedModelType):
             max_shard_size: largest weight file in GB.
         """
         preset_dir = os.path.abspath(preset_dir)
-        parent = os.path.dirname(preset_dir)
-        os.makedirs(parent, exist_ok=True)
-        new = tempfile.mkdtemp(prefix=os.path.basename(preset_dir) + ".new-", dir=parent)
+        os.makedirs(os.path.dirname(preset_dir), exist_ok=True)
+        new = f"{preset_dir}.new-{uuid.uuid4().hex[:8]}"
+        os.mkdir(new)
         try:
             with without_optimizer(self):
                 super().save_to_preset(new, max_shard_size=max_shard_size)
