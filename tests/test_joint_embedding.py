@@ -258,10 +258,8 @@ def test_default_optimizers(method, optimizer):
     ],
 )
 def test_the_papers_views_are_the_default(method, recipe):
-    model = METHODS[method](augmenter="auto")
-    assert model.augmenter.recipe == recipe
-    first, second = model.make_views(RNG.integers(0, 256, (2, 20, 20, 3)), training=False)
-    assert tuple(first.shape) == tuple(second.shape) == (2, 16, 16, 3)
+    augmenter = METHODS[method](augmenter="auto").augmenter
+    assert augmenter.recipe == recipe and tuple(augmenter.size) == (16, 16)
 
 
 def test_heads_by_table():
