@@ -3,6 +3,7 @@
 from keras_ssl import (
     augmentation,
     backbones,
+    callbacks,
     converters,
     datasets,
     evaluation,
@@ -20,6 +21,7 @@ __version__ = "0.1.0"
 __all__ = [
     "augmentation",
     "backbones",
+    "callbacks",
     "converters",
     "datasets",
     "evaluation",

@@ -20,6 +20,15 @@ OFFICIAL = (
     "simclr_ntxent",
     "simclr_lars",
     "simclr_augment",
+    "moco_v2_shufflebn_world2",
+    "mocov3_resnet",
+    "mocov3_utils",
+    "byol_functions",
+    "barlow_loss",
+    "barlow_vicreg_lars",
+    "vicreg_loss",
+    "lightly_pairwise",
+    "lightly_memory_bank",
 )
 
 
@@ -308,10 +317,10 @@ def test_an_empty_selection_fails(tmp_path):
 
 
 def test_a_folder_with_nothing_in_scope_is_not_a_success(tmp_path):
-    write(tmp_path / "a.npz", {"method": "moco", "config": {"kind": "single"}}, loss=1.0)
+    write(tmp_path / "a.npz", {"method": "lightly", "config": {"kind": "prototypes"}}, loss=1.0)
     status, output = run(tmp_path, verbose=True)
     assert status != 0
-    assert "out  loss: MoCo v1/v2" in output
+    assert "out  loss: SwaV, MSN, PMSN not planned" in output
     assert "Nothing was compared" in output
 
 

@@ -3,8 +3,9 @@
 import keras
 import numpy as np
 
+from keras_ssl.augmentation import Views
 from keras_ssl.backbones import ViTBackbone
-from keras_ssl.models import MAE, SimCLR
+from keras_ssl.models import BYOL, MAE, BarlowTwins, MoCo, MoCoV3, SimCLR, SimSiam, VICReg
 
 
 def vit(**kwargs) -> ViTBackbone:
@@ -22,7 +23,58 @@ def simclr(backbone=None, **kwargs) -> SimCLR:
     return SimCLR(backbone or vit(), **{**dict(projection_dim=8, seed=1), **kwargs})
 
 
-METHODS = {"mae": mae, "simclr": simclr}
+def crops() -> Views:
+    """Two crops of a picture: what compiles fast. The papers' own recipes are `"auto"`."""
+    return Views([{"count": 2, "crop": {"scale": (0.2, 1.0)}, "flip": {}}], size=16, seed=1)
+
+
+def moco(backbone=None, **kwargs) -> MoCo:
+    defaults = dict(projection_dim=8, queue_size=20, seed=1, augmenter=crops())
+    return MoCo(backbone or vit(num_layers=1), **{**defaults, **kwargs})
+
+
+def byol(backbone=None, **kwargs) -> BYOL:
+    defaults = dict(projection_dim=8, projection_hidden_dim=12, seed=1, augmenter=crops())
+    return BYOL(backbone or vit(num_layers=1), **{**defaults, **kwargs})
+
+
+def moco_v3(backbone=None, **kwargs) -> MoCoV3:
+    if backbone is None:
+        backbone = vit(
+            num_layers=1,
+            position_embedding="sincos_moco_v3",
+            initializer="moco_v3",
+            freeze_patch_projection=True,
+        )
+    defaults = dict(projection_dim=8, projection_hidden_dim=12, seed=1, augmenter=crops())
+    return MoCoV3(backbone, **{**defaults, **kwargs})
+
+
+def simsiam(backbone=None, **kwargs) -> SimSiam:
+    defaults = dict(projection_dim=8, projection_hidden_dim=12, seed=1, augmenter=crops())
+    return SimSiam(backbone or vit(num_layers=1), **{**defaults, **kwargs})
+
+
+def barlow_twins(backbone=None, **kwargs) -> BarlowTwins:
+    defaults = dict(projection_dim=8, seed=1, augmenter=crops())
+    return BarlowTwins(backbone or vit(num_layers=1), **{**defaults, **kwargs})
+
+
+def vicreg(backbone=None, **kwargs) -> VICReg:
+    defaults = dict(projection_dim=8, seed=1, augmenter=crops())
+    return VICReg(backbone or vit(num_layers=1), **{**defaults, **kwargs})
+
+
+METHODS = {
+    "barlow_twins": barlow_twins,
+    "byol": byol,
+    "mae": mae,
+    "moco": moco,
+    "moco_v3": moco_v3,
+    "simclr": simclr,
+    "simsiam": simsiam,
+    "vicreg": vicreg,
+}
 
 
 def images(count: int = 24, size: int = 20, seed: int = 0) -> np.ndarray:

@@ -1,5 +1,12 @@
 """Evaluation protocols: objects that carry every choice, so that figures can be compared."""
 
+from keras_ssl.evaluation.collapse import (
+    alignment,
+    feature_std,
+    mean_cosine,
+    rankme,
+    uniformity,
+)
 from keras_ssl.evaluation.knn import KNNProtocol
 from keras_ssl.evaluation.linear_probe import LinearProbeProtocol
 from keras_ssl.evaluation.protocol import (
@@ -14,6 +21,11 @@ __all__ = [
     "KNNProtocol",
     "LinearProbeProtocol",
     "Protocol",
+    "alignment",
     "extract_features",
+    "feature_std",
+    "mean_cosine",
     "pixel_features",
+    "rankme",
+    "uniformity",
 ]

@@ -1,7 +1,10 @@
 """Layers that the methods share."""
 
+from keras_ssl.layers.heads import ProjectionHead
 from keras_ssl.layers.patches import gather_patches, patchify, unpatchify
 from keras_ssl.layers.position_embedding import bicubic_matrix, sincos_position_embedding
+from keras_ssl.layers.queue import FeatureQueue
+from keras_ssl.layers.split_batch import apply_in_groups
 from keras_ssl.layers.transformer import (
     MLP,
     DropPath,
@@ -13,11 +16,14 @@ from keras_ssl.layers.transformer import (
 
 __all__ = [
     "DropPath",
+    "FeatureQueue",
     "LayerScale",
     "MLP",
+    "ProjectionHead",
     "SelfAttention",
     "SwiGLU",
     "TransformerBlock",
+    "apply_in_groups",
     "bicubic_matrix",
     "gather_patches",
     "patchify",

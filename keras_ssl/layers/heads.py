@@ -8,15 +8,33 @@ class ProjectionHead(keras.layers.Layer):
     """MLP with batch normalisation, as in the joint-embedding methods.
 
     Every layer but the last is `relu(BN(W x))`; the last is `BN(W x)` (or `W x`). Weights have
-    no bias where batch normalisation follows, since it would subtract it.
+    no bias where batch normalisation follows, since it would subtract it, unless a published code
+    has one there.
+
+    | head | options |
+    | --- | --- |
+    | SimCLR | defaults; `num_layers=3` in v2 |
+    | MoCo v1 | `num_layers=1, batch_norm=False` |
+    | MoCo v2 | `batch_norm=False` |
+    | BYOL, both heads | `final_batch_norm=False, hidden_bias=True, output_bias=False` |
+    | SimSiam, projection | `num_layers=3, final_scale=False` |
+    | SimSiam, prediction | `final_batch_norm=False` |
+    | MoCo v3, projection | `num_layers=3` (ResNet: 2), `final_scale=False` |
+    | MoCo v3, prediction | `final_scale=False` (ResNet: `final_batch_norm=False`, no bias) |
+    | Barlow Twins | `num_layers=3, final_batch_norm=False, output_bias=False` |
+    | VICReg | the same with `hidden_bias=True` |
 
     Args:
         output_dim: width of the output.
-        hidden_dim: width of the hidden layers; the input's width when `None`.
+        hidden_dim: width of the hidden layers, or a list of their widths; the input's width when
+            `None`.
         num_layers: number of linear layers: 2 in SimCLR, 3 in SimCLR v2.
+        batch_norm: normalise at all; `False` leaves linear layers and ReLU.
         final_batch_norm: normalise the output too.
         final_center: give that normalisation a learned offset (SimCLR's has none).
         final_scale: give it a learned gain.
+        hidden_bias: give the normalised hidden layers a bias.
+        output_bias: give the last layer one; `None`: where no normalisation follows.
         batch_norm_momentum: of the moving statistics.
         batch_norm_epsilon: added to the variance.
 
@@ -34,11 +52,14 @@ class ProjectionHead(keras.layers.Layer):
     def __init__(
         self,
         output_dim: int,
-        hidden_dim: int | None = None,
+        hidden_dim: int | list[int] | None = None,
         num_layers: int = 2,
         final_batch_norm: bool = True,
         final_center: bool = False,
         final_scale: bool = True,
+        batch_norm: bool = True,
+        hidden_bias: bool = False,
+        output_bias: bool | None = None,
         batch_norm_momentum: float = 0.9,
         batch_norm_epsilon: float = 1e-5,
         **kwargs,
@@ -46,10 +67,20 @@ class ProjectionHead(keras.layers.Layer):
         super().__init__(**kwargs)
         if num_layers < 1:
             raise ValueError(f"`num_layers` must be positive. Received: num_layers={num_layers}")
+        if isinstance(hidden_dim, (list, tuple)):
+            hidden_dim = tuple(hidden_dim)
+            if len(hidden_dim) != num_layers - 1:
+                raise ValueError(
+                    f"`hidden_dim` must be one width or {num_layers - 1} of them. "
+                    f"Received: hidden_dim={hidden_dim}"
+                )
         self.output_dim = output_dim
         self.hidden_dim = hidden_dim
         self.num_layers = num_layers
         self.final_batch_norm = final_batch_norm
+        self.batch_norm = batch_norm
+        self.hidden_bias = hidden_bias
+        self.output_bias = output_bias
         self.final_center = final_center
         self.final_scale = final_scale
         self.batch_norm_momentum = batch_norm_momentum
@@ -57,13 +88,20 @@ class ProjectionHead(keras.layers.Layer):
 
     def build(self, input_shape):
         dim = input_shape[-1]
+        hidden = self.hidden_dim or dim
+        if not isinstance(hidden, tuple):
+            hidden = (hidden,) * (self.num_layers - 1)
         self.linears, self.norms = [], []
         for i in range(self.num_layers):
             last = i == self.num_layers - 1
-            units = self.output_dim if last else (self.hidden_dim or input_shape[-1])
-            normalized = self.final_batch_norm or not last
+            units = self.output_dim if last else hidden[i]
+            normalized = self.batch_norm and (self.final_batch_norm or not last)
+            use_bias = self.output_bias if last else self.hidden_bias or None
             linear = keras.layers.Dense(
-                units, use_bias=not normalized, dtype=self.dtype_policy, name=f"linear_{i}"
+                units,
+                use_bias=not normalized if use_bias is None else use_bias,
+                dtype=self.dtype_policy,
+                name=f"linear_{i}",
             )
             linear.build((None, dim))
             self.linears.append(linear)
@@ -100,6 +138,9 @@ class ProjectionHead(keras.layers.Layer):
             "hidden_dim": self.hidden_dim,
             "num_layers": self.num_layers,
             "final_batch_norm": self.final_batch_norm,
+            "batch_norm": self.batch_norm,
+            "hidden_bias": self.hidden_bias,
+            "output_bias": self.output_bias,
             "final_center": self.final_center,
             "final_scale": self.final_scale,
             "batch_norm_momentum": self.batch_norm_momentum,

@@ -1,5 +1,17 @@
 """Losses: pure functions of embeddings, usable alone."""
 
+from keras_ssl.losses.barlow_twins import BarlowTwinsLoss
+from keras_ssl.losses.byol import BYOLLoss
+from keras_ssl.losses.info_nce import InfoNCELoss
+from keras_ssl.losses.negative_cosine import NegativeCosineLoss
 from keras_ssl.losses.nt_xent import NTXentLoss
+from keras_ssl.losses.vicreg import VICRegLoss
 
-__all__ = ["NTXentLoss"]
+__all__ = [
+    "BYOLLoss",
+    "BarlowTwinsLoss",
+    "InfoNCELoss",
+    "NTXentLoss",
+    "NegativeCosineLoss",
+    "VICRegLoss",
+]

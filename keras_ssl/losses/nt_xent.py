@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from keras_ssl.losses.negatives import check_negatives, harden
+
 # block_size="auto": 512 rows against the 2 * 8192 columns of a batch of 8192 are 32 MB in float32,
 # where the whole matrix takes 1 GB, several times over. Up to 1024 rows blocks gain nothing.
 AUTO_BLOCK_SIZE, AUTO_WHOLE_ROWS = 512, 1024
@@ -30,6 +32,18 @@ class NTXentLoss:
 
     The paper's equation and lightly take the mean; the code published with the paper adds the
     losses of the two directions, which is twice as much.
+
+    Options for the negatives, `N' = 2N - 2` of them for each view, whose sum is
+    `G[i] = sum over j != i, p(i) of exp(s[i, j])`, and
+    `l[i] = log(1 + G[i] / exp(s[i, p(i)]))`:
+
+    ```
+    decoupled=True:    l[i] = -w[i] s[i, p(i)] + log G[i]          the positive repels no more
+    positive_sigma:    w[i] = 2 - N exp(cos_i / sigma) / (sum over k of exp(cos_k / sigma))
+                       (without it w = 1; cos is that of a pair, the sum over the N pairs)
+    hardness=b:        G[i] = N' (sum of exp((1 + b) s)) / (sum of exp(b s))
+    class_prior=t:     G[i] = max((G[i] - t N' exp(s[i, p(i)])) / (1 - t), N' exp(-1/temperature))
+    ```
 
     Computed in float32 (float64 stays), whatever the inputs' precision, so that neither the
     exponentials nor the mask of `s[i, i]` can overflow in half precision.
@@ -64,7 +78,9 @@ class NTXentLoss:
 
     Reference:
         Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations",
-        2020, eq. 1 and algorithm 1.
+        2020, eq. 1 and algorithm 1; Yeh et al., "Decoupled Contrastive Learning", 2022, eq. 6
+        and section 3; Chuang et al., "Debiased Contrastive Learning", 2020, eq. 8; Robinson et
+        al., "Contrastive Learning with Hard Negative Samples", 2021, eq. 4.
     """
 
     def __init__(
@@ -73,11 +89,17 @@ class NTXentLoss:
         normalize: bool = True,
         reduction: str = "mean",
         block_size: int | str | None = "auto",
+        decoupled: bool = False,
+        positive_sigma: float | None = None,
+        class_prior: float = 0.0,
+        hardness: float = 0.0,
         name: str = "nt_xent",
     ):
-        if not temperature > 0:
+        check_negatives(temperature, class_prior, hardness)
+        if positive_sigma is not None and not (decoupled and positive_sigma > 0):
             raise ValueError(
-                f"`temperature` must be greater than 0. Received: temperature={temperature}"
+                "`positive_sigma` must be greater than 0 and belongs to `decoupled=True`. "
+                f"Received: positive_sigma={positive_sigma}, decoupled={decoupled}"
             )
         if reduction not in ("mean", "sum_over_views"):
             raise ValueError(
@@ -94,6 +116,10 @@ class NTXentLoss:
         self.normalize = bool(normalize)
         self.reduction = reduction
         self.block_size = block_size
+        self.decoupled = bool(decoupled)
+        self.positive_sigma = positive_sigma
+        self.class_prior = float(class_prior)
+        self.hardness = float(hardness)
         self.name = name
 
     def __call__(self, z1, z2=None, return_statistics: bool = False):
@@ -103,15 +129,28 @@ class NTXentLoss:
         z = (l2_normalize(z) if self.normalize else z) / self.temperature**0.5
         half = rows // 2
         block = self._rows_in_a_block(rows)
-        positive = ops.sum(z[:half] * z[half:], axis=-1)
-        positive = ops.concatenate([positive, positive], axis=0)
-        if block is None:
-            negative = _log_sum_exp(z, rows)
-        else:
-            negative = _blocked_log_sum_exp(z, rows, block)
+        pairs = ops.sum(z[:half] * z[half:], axis=-1)
+        positive = ops.concatenate([pairs, pairs], axis=0)
+
+        def log_sum_exp(factor):
+            scaled = z if factor == 1.0 else z * factor**0.5
+            if block is None:
+                return _log_sum_exp(scaled, rows)
+            return _blocked_log_sum_exp(scaled, rows, block)
+
+        negative = harden(
+            log_sum_exp, positive, rows - 2, self.temperature, self.class_prior, self.hardness
+        )
         # log(e^p + sum e^n) - p = softplus(log(sum e^n) - p): keeps its digits when the loss is
         # small against the similarities.
-        loss = ops.mean(ops.softplus(negative - positive))
+        if not self.decoupled:
+            loss = ops.mean(ops.softplus(negative - positive))
+        elif self.positive_sigma is None:
+            loss = ops.mean(negative - positive)
+        else:
+            agreement = ops.stop_gradient(pairs) * (self.temperature / self.positive_sigma)
+            weight = 2.0 - ops.cast(half, z.dtype) * ops.softmax(agreement)
+            loss = ops.mean(negative) - ops.mean(weight * pairs)
         if self.reduction == "sum_over_views":
             loss = 2.0 * loss
         if not return_statistics:
@@ -161,6 +200,10 @@ class NTXentLoss:
             "normalize": self.normalize,
             "reduction": self.reduction,
             "block_size": self.block_size,
+            "decoupled": self.decoupled,
+            "positive_sigma": self.positive_sigma,
+            "class_prior": self.class_prior,
+            "hardness": self.hardness,
             "name": self.name,
         }
 

@@ -1,8 +1,25 @@
 """The methods, one file each."""
 
+from keras_ssl.models.barlow_twins import BarlowTwins
+from keras_ssl.models.byol import BYOL
 from keras_ssl.models.image_classifier import ImageClassifier
 from keras_ssl.models.mae import MAE
+from keras_ssl.models.moco import MoCo
+from keras_ssl.models.moco_v3 import MoCoV3
 from keras_ssl.models.simclr import SimCLR
+from keras_ssl.models.simsiam import SimSiam
 from keras_ssl.models.ssl_task import SSLTask
+from keras_ssl.models.vicreg import VICReg
 
-__all__ = ["MAE", "ImageClassifier", "SSLTask", "SimCLR"]
+__all__ = [
+    "BYOL",
+    "BarlowTwins",
+    "ImageClassifier",
+    "MAE",
+    "MoCo",
+    "MoCoV3",
+    "SSLTask",
+    "SimCLR",
+    "SimSiam",
+    "VICReg",
+]

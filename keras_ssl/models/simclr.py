@@ -5,7 +5,9 @@ from keras import ops
 
 from keras_ssl.layers.heads import ProjectionHead
 from keras_ssl.layers.image_converter import default_preprocessor, image_shape_of
-from keras_ssl.losses.nt_xent import NTXentLoss
+from keras_ssl.layers.queue import FeatureQueue
+from keras_ssl.losses.info_nce import InfoNCELoss
+from keras_ssl.losses.nt_xent import NTXentLoss, l2_normalize
 from keras_ssl.models.ssl_task import SSLTask, default_views, feature_dim, pool_features
 from keras_ssl.training.optimizers import LARS
 from keras_ssl.training.schedules import WarmupCosine, scale_learning_rate
@@ -29,6 +31,12 @@ class SimCLR(SSLTask):
         projection_hidden_dim: hidden width of the head `g`; the features' width when `None`.
         num_projection_layers: depth of the head: 2 in SimCLR, 3 in SimCLR v2.
         temperature: `T > 0`.
+        loss: an `NTXentLoss` instead of the paper's, for its options for negatives (decoupled,
+            debiased, hard): its temperature counts then.
+        memory_bank_size: with `K > 0`, the negatives of first views are not the batch but the last
+            `K` second views, a queue that is saved with the model:
+            `l = -log( e^(z_i . z_j / T) / (e^(z_i . z_j / T) + sum_k e^(z_i . b_k / T)) )`.
+            Many negatives in a small batch.
         pooling: `"token"` or `"mean"`: how tokens or maps become `h`.
         augmenter: makes two views from images in `[0, 255]`; `"auto"` is the paper's recipe at
             the backbone's image size, and at up to 64 px its CIFAR form (weaker colours, no
@@ -61,6 +69,8 @@ class SimCLR(SSLTask):
         projection_hidden_dim: int | None = None,
         num_projection_layers: int = 2,
         temperature: float = 0.1,
+        loss: NTXentLoss | None = None,
+        memory_bank_size: int = 0,
         pooling: str | None = None,
         augmenter="auto",
         preprocessor="auto",
@@ -93,7 +103,22 @@ class SimCLR(SSLTask):
             name="projection_head",
         )
         self.projection_head.build((None, feature_dim(backbone, self.pooling)))
-        self.contrastive_loss = NTXentLoss(temperature)
+        self.loss_option = loss
+        self.contrastive_loss = loss or NTXentLoss(temperature)
+        self.memory_bank_size = memory_bank_size
+        self.memory_bank = None
+        if memory_bank_size:
+            self.memory_bank = FeatureQueue(
+                memory_bank_size, projection_dim, seed=seed, name="memory_bank"
+            )
+            options = self.contrastive_loss
+            self.bank_loss = InfoNCELoss(
+                options.temperature,
+                normalize=options.normalize,
+                decoupled=options.decoupled,
+                class_prior=options.class_prior,
+                hardness=options.hardness,
+            )
         self.accuracy = keras.metrics.Mean(name="contrastive_accuracy")
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
@@ -105,8 +130,18 @@ class SimCLR(SSLTask):
         h = pool_features(self.backbone, features, self.pooling)  # 2N x D
         z = self.projection_head(h, training=training)  # 2N x projection_dim
         z_a, z_b = ops.split(z, 2, axis=0)
+        if self.memory_bank is not None:
+            return self._loss_with_bank(z_a, z_b, training)
         loss, statistics = self.contrastive_loss(z_a, z_b, return_statistics=True)
         self.accuracy.update_state(statistics["accuracy"])
+        return loss
+
+    def _loss_with_bank(self, z_a, z_b, training):
+        bank = self.memory_bank.features()  # memory_bank_size x projection_dim
+        loss, logits = self.bank_loss(z_a, z_b, negatives=bank, return_logits=True)
+        if training:
+            self.memory_bank.enqueue(l2_normalize(ops.cast(z_b, "float32")))
+        self.accuracy.update_state(ops.equal(ops.argmax(logits, axis=-1), 0))
         return loss
 
     def default_optimizer(self, total_steps, batch_size, steps_per_epoch):
@@ -128,6 +163,13 @@ class SimCLR(SSLTask):
             exclude_from_weight_decay=["bias$", "gamma$", "beta$"],
         )
 
+    @classmethod
+    def from_config(cls, config):
+        config = dict(config)
+        if isinstance(config.get("loss"), dict):
+            config["loss"] = keras.saving.deserialize_keras_object(config["loss"])
+        return super().from_config(config)
+
     def get_config(self):
         return {
             **super().get_config(),
@@ -135,4 +177,6 @@ class SimCLR(SSLTask):
             "projection_hidden_dim": self.projection_hidden_dim,
             "num_projection_layers": self.num_projection_layers,
             "temperature": self.temperature,
+            "loss": self.loss_option and keras.saving.serialize_keras_object(self.loss_option),
+            "memory_bank_size": self.memory_bank_size,
         }

@@ -281,7 +281,7 @@ class SSLTask(keras_hub.models.Task, metaclass=SubclassedModelType):
             first, x = data_utils.peek(x)
             images = data_utils.images_of(first)
             self._check_images(images)
-            batch_size = int(images.shape[0])
+            batch_size = int(keras.tree.flatten(images)[0].shape[0])  # maybe a tuple of views
             # Keras can shuffle these only, and warns about the others.
             shuffle = shuffle and isinstance(x, keras.utils.PyDataset)
             steps = data_utils.num_batches(x)

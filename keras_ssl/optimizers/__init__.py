@@ -1,5 +1,5 @@
 """Optimizers of the papers."""
 
-from keras_ssl.training.optimizers import LARS, AdamW
+from keras_ssl.training.optimizers import LARS, AdamW, sgd
 
-__all__ = ["LARS", "AdamW"]
+__all__ = ["LARS", "AdamW", "sgd"]

@@ -650,3 +650,31 @@ class LARS(GroupedOptimizer):
             }
         )
         return config
+
+
+def sgd(learning_rate, momentum: float = 0.9, weight_decay: float = 1e-4, **kwargs) -> LARS:
+    """Plain SGD with momentum and coupled weight decay, as `torch.optim.SGD` defines it.
+
+    `g = g + weight_decay * w; v = momentum * v + g; w = w - lr * v`: what `LARS` is without its
+    layer-wise rates. All variables are decayed, vectors too. (`keras.optimizers.SGD` decouples its
+    decay, and keeps old learning rates in `v`.)
+
+    Args:
+        learning_rate: float or schedule.
+        momentum: float in [0, 1).
+        weight_decay: float >= 0, or a schedule.
+        **kwargs: of `LARS`: `learning_rate_multipliers`, `gradient_accumulation_steps`, ...
+
+    Example:
+
+    >>> optimizer = sgd(0.03)
+    """
+    return LARS(
+        learning_rate,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        momentum_holds="scaled_gradient",
+        exclude_from_layer_adaptation=("",),
+        exclude_1d=False,
+        **{"name": "sgd", **kwargs},
+    )

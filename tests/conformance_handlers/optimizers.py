@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from conformance_handlers.framework import BOUNDS, as_numpy
+from conformance_handlers.framework import BOUNDS, TINY, as_numpy
 
 
 def make_variables(arrays: dict[str, np.ndarray]) -> dict[str, keras.Variable]:
@@ -69,6 +69,16 @@ def compare_move(case, key: str, ours, start, adam: bool = False):
         case.compare_values(label, ours, theirs, bound, because)
         return
     case.compare_values(label, ours, theirs, floor=rounding / bound, because=because)
+
+
+def compare_zero_gradient(case, key: str, gradient):
+    """The gradient of a bias that batch normalisation follows: exactly zero but for rounding.
+
+    What is rounded are terms of the size of its neighbours, of which there are a batch: a floor
+    ten times the usual.
+    """
+    because = "batch normalisation subtracts this bias again: its gradient is only rounding"
+    case.compare(key, gradient, floor=10 * TINY * case.scale("grad/"), because=because)
 
 
 def _relative(ours, theirs):

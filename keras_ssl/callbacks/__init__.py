@@ -1,0 +1,5 @@
+"""Callbacks for `fit`."""
+
+from keras_ssl.callbacks.collapse_monitor import CollapseMonitor
+
+__all__ = ["CollapseMonitor"]
