@@ -85,6 +85,9 @@ def measure_ours(steps):
 
 def measure_transformers(steps):
     import torch
+    from views import _import_torchvision
+
+    _import_torchvision()  # transformers imports it
     import transformers
 
     config = transformers.ViTMAEConfig(
