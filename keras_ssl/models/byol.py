@@ -4,9 +4,8 @@ import keras
 from keras import ops
 
 from keras_ssl.layers.heads import ProjectionHead
-from keras_ssl.layers.image_converter import default_preprocessor
 from keras_ssl.losses.byol import BYOLLoss
-from keras_ssl.models.ssl_task import SSLTask, default_views, feature_dim, pool_features
+from keras_ssl.models.ssl_task import SSLTask, feature_dim, pool_features
 from keras_ssl.training.momentum_teacher import MomentumTeacher
 from keras_ssl.training.optimizers import LARS
 from keras_ssl.training.schedules import WarmupCosine, scale_learning_rate
@@ -72,10 +71,6 @@ class BYOL(MomentumTeacher, SSLTask):
         seed: int | None = None,
         name: str | None = None,
     ):
-        if augmenter == "auto":
-            augmenter = default_views("byol", backbone, seed)
-        if preprocessor == "auto":
-            preprocessor = default_preprocessor(backbone, augmenter)
         super().__init__(
             backbone,
             pooling=pooling,
@@ -83,6 +78,7 @@ class BYOL(MomentumTeacher, SSLTask):
             preprocessor=preprocessor,
             seed=seed,
             name=name,
+            recipe="byol",
         )
         self.projection_dim = projection_dim
         self.projection_hidden_dim = projection_hidden_dim

@@ -4,11 +4,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_ssl.layers.image_converter import default_preprocessor
 from keras_ssl.layers.patches import gather_patches, patchify, unpatchify
 from keras_ssl.layers.position_embedding import sincos_position_embedding
 from keras_ssl.layers.transformer import TransformerBlock
-from keras_ssl.models.ssl_task import SSLTask, default_views
+from keras_ssl.models.ssl_task import SSLTask
 from keras_ssl.training.optimizers import AdamW
 from keras_ssl.training.schedules import WarmupCosine, scale_learning_rate
 
@@ -92,10 +91,6 @@ class MAE(SSLTask):
                 f"mask_ratio={mask_ratio} leaves none of {num_patches} patches visible. Lower "
                 "it, or take smaller patches."
             )
-        if augmenter == "auto":
-            augmenter = default_views("mae", backbone, seed)
-        if preprocessor == "auto":
-            preprocessor = default_preprocessor(backbone, augmenter)
         super().__init__(
             backbone,
             pooling=pooling,
@@ -103,6 +98,7 @@ class MAE(SSLTask):
             preprocessor=preprocessor,
             seed=seed,
             name=name,
+            recipe="mae",
         )
         self.decoder_hidden_dim = decoder_hidden_dim
         self.decoder_num_layers = decoder_num_layers

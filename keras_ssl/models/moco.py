@@ -4,12 +4,11 @@ import keras
 from keras import ops
 
 from keras_ssl.layers.heads import ProjectionHead
-from keras_ssl.layers.image_converter import default_preprocessor
 from keras_ssl.layers.queue import FeatureQueue
 from keras_ssl.layers.split_batch import apply_in_groups
 from keras_ssl.losses.info_nce import InfoNCELoss
 from keras_ssl.losses.nt_xent import l2_normalize
-from keras_ssl.models.ssl_task import SSLTask, default_views, feature_dim, pool_features
+from keras_ssl.models.ssl_task import SSLTask, feature_dim, pool_features
 from keras_ssl.training.momentum_teacher import MomentumTeacher
 from keras_ssl.training.optimizers import sgd
 from keras_ssl.training.schedules import WarmupCosine, scale_learning_rate
@@ -86,10 +85,6 @@ class MoCo(MomentumTeacher, SSLTask):
     ):
         if version not in (1, 2):
             raise ValueError(f"`version` must be 1 or 2; see MoCoV3. Received: version={version}")
-        if augmenter == "auto":
-            augmenter = default_views(f"mocov{version}", backbone, seed)
-        if preprocessor == "auto":
-            preprocessor = default_preprocessor(backbone, augmenter)
         super().__init__(
             backbone,
             pooling=pooling,
@@ -97,6 +92,7 @@ class MoCo(MomentumTeacher, SSLTask):
             preprocessor=preprocessor,
             seed=seed,
             name=name,
+            recipe=f"mocov{version}",
         )
         if temperature is None:
             temperature = 0.2 if version == 2 else 0.07

@@ -5,9 +5,8 @@ from keras import ops
 
 from keras_ssl.backbones.vit import ViTBackbone
 from keras_ssl.layers.heads import ProjectionHead
-from keras_ssl.layers.image_converter import default_preprocessor
 from keras_ssl.losses.info_nce import InfoNCELoss
-from keras_ssl.models.ssl_task import SSLTask, default_views, feature_dim, pool_features
+from keras_ssl.models.ssl_task import SSLTask, feature_dim, pool_features
 from keras_ssl.training.momentum_teacher import MomentumTeacher
 from keras_ssl.training.optimizers import LARS, AdamW
 from keras_ssl.training.schedules import WarmupCosine, scale_learning_rate
@@ -84,10 +83,6 @@ class MoCoV3(MomentumTeacher, SSLTask):
         seed: int | None = None,
         name: str | None = None,
     ):
-        if augmenter == "auto":
-            augmenter = default_views("mocov3", backbone, seed)
-        if preprocessor == "auto":
-            preprocessor = default_preprocessor(backbone, augmenter)
         super().__init__(
             backbone,
             pooling=pooling,
@@ -95,6 +90,7 @@ class MoCoV3(MomentumTeacher, SSLTask):
             preprocessor=preprocessor,
             seed=seed,
             name=name,
+            recipe="mocov3",
         )
         transformer = isinstance(backbone, ViTBackbone)
         if num_projection_layers is None:

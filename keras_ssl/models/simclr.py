@@ -4,11 +4,11 @@ import keras
 from keras import ops
 
 from keras_ssl.layers.heads import ProjectionHead
-from keras_ssl.layers.image_converter import default_preprocessor, image_shape_of
+from keras_ssl.layers.image_converter import image_shape_of
 from keras_ssl.layers.queue import FeatureQueue
 from keras_ssl.losses.info_nce import InfoNCELoss
 from keras_ssl.losses.nt_xent import NTXentLoss, l2_normalize
-from keras_ssl.models.ssl_task import SSLTask, default_views, feature_dim, pool_features
+from keras_ssl.models.ssl_task import SSLTask, feature_dim, pool_features
 from keras_ssl.training.optimizers import LARS
 from keras_ssl.training.schedules import WarmupCosine, scale_learning_rate
 
@@ -77,12 +77,8 @@ class SimCLR(SSLTask):
         seed: int | None = None,
         name: str | None = None,
     ):
-        if augmenter == "auto":
-            height, width, _ = image_shape_of(backbone)
-            small = max(height or 224, width or 224) <= 64
-            augmenter = default_views("simclr_cifar" if small else "simclr", backbone, seed)
-        if preprocessor == "auto":
-            preprocessor = default_preprocessor(backbone, augmenter)
+        height, width, _ = image_shape_of(backbone)
+        small = max(height or 224, width or 224) <= 64
         super().__init__(
             backbone,
             pooling=pooling,
@@ -90,6 +86,7 @@ class SimCLR(SSLTask):
             preprocessor=preprocessor,
             seed=seed,
             name=name,
+            recipe="simclr_cifar" if small else "simclr",
         )
         self.projection_dim = projection_dim
         self.projection_hidden_dim = projection_hidden_dim

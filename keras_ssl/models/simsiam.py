@@ -4,9 +4,8 @@ import keras
 from keras import ops
 
 from keras_ssl.layers.heads import ProjectionHead
-from keras_ssl.layers.image_converter import default_preprocessor
 from keras_ssl.losses.negative_cosine import NegativeCosineLoss
-from keras_ssl.models.ssl_task import SSLTask, default_views, feature_dim, pool_features
+from keras_ssl.models.ssl_task import SSLTask, feature_dim, pool_features
 from keras_ssl.training.optimizers import sgd
 from keras_ssl.training.schedules import WarmupCosine, scale_learning_rate
 
@@ -63,10 +62,6 @@ class SimSiam(SSLTask):
         seed: int | None = None,
         name: str | None = None,
     ):
-        if augmenter == "auto":
-            augmenter = default_views("simsiam", backbone, seed)
-        if preprocessor == "auto":
-            preprocessor = default_preprocessor(backbone, augmenter)
         super().__init__(
             backbone,
             pooling=pooling,
@@ -74,6 +69,7 @@ class SimSiam(SSLTask):
             preprocessor=preprocessor,
             seed=seed,
             name=name,
+            recipe="simsiam",
         )
         self.projection_dim = projection_dim
         self.projection_hidden_dim = projection_hidden_dim

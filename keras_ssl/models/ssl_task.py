@@ -12,7 +12,7 @@ import numpy as np
 from keras import ops
 
 from keras_ssl.augmentation import Views, functional
-from keras_ssl.layers.image_converter import image_shape_of
+from keras_ssl.layers.image_converter import default_preprocessor, image_shape_of
 from keras_ssl.presets import resolve_preset
 from keras_ssl.training import data as data_utils
 from keras_ssl.training.random import RandomStream
@@ -38,18 +38,31 @@ class SSLTask(keras_hub.models.Task, metaclass=SubclassedModelType):
             `(N, T, D)`, a map `(N, H, W, D)` or vectors `(N, D)`.
         pooling: how `predict` makes one vector: `"token"` or `"mean"`. `None` takes the class
             token where there is one, else the mean.
-        augmenter: a layer or callable `(images, training) -> views`, or `None`: then the data
-            is used as it is.
-        preprocessor: a `keras_hub.models.Preprocessor` with an image converter, or `None`: then
-            `predict` takes images that are ready for the backbone.
+        augmenter: a layer or callable `(images, training) -> views`; `"auto"` for the views of
+            `recipe` at the backbone's image size; or `None`: then the data is used as it is.
+        preprocessor: a `keras_hub.models.Preprocessor` with an image converter; `"auto"` for one
+            that resizes to the backbone's size and normalises as the augmenter does; or `None`:
+            then `predict` takes images that are ready for the backbone.
         seed: of the model's own random stream.
         name: name of the model.
+        recipe: the method's row of `keras_ssl.augmentation.RECIPES`.
     """
 
     def __init__(
-        self, backbone, pooling=None, augmenter=None, preprocessor=None, seed=None, name=None
+        self,
+        backbone,
+        pooling=None,
+        augmenter=None,
+        preprocessor=None,
+        seed=None,
+        name=None,
+        recipe=None,
     ):
         image_shape_of(backbone)  # refuses what is no image model
+        if augmenter == "auto":
+            augmenter = default_views(recipe, backbone, seed)
+        if preprocessor == "auto":
+            preprocessor = default_preprocessor(backbone, augmenter)
         super().__init__(compile=False, name=name)
         self.backbone = backbone
         self.dtype_policy = backbone.dtype_policy

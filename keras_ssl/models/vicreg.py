@@ -3,9 +3,8 @@
 import keras
 
 from keras_ssl.layers.heads import ProjectionHead
-from keras_ssl.layers.image_converter import default_preprocessor
 from keras_ssl.losses.vicreg import VICRegLoss
-from keras_ssl.models.ssl_task import SSLTask, default_views, feature_dim, pool_features
+from keras_ssl.models.ssl_task import SSLTask, feature_dim, pool_features
 from keras_ssl.training.optimizers import LARS
 from keras_ssl.training.schedules import WarmupCosine, scale_learning_rate
 
@@ -68,10 +67,6 @@ class VICReg(SSLTask):
         seed: int | None = None,
         name: str | None = None,
     ):
-        if augmenter == "auto":
-            augmenter = default_views("vicreg", backbone, seed)
-        if preprocessor == "auto":
-            preprocessor = default_preprocessor(backbone, augmenter)
         super().__init__(
             backbone,
             pooling=pooling,
@@ -79,6 +74,7 @@ class VICReg(SSLTask):
             preprocessor=preprocessor,
             seed=seed,
             name=name,
+            recipe="vicreg",
         )
         self.projection_dim = projection_dim
         self.projection_hidden_dim = projection_hidden_dim
