@@ -1,7 +1,5 @@
 """Position tables of the vision transformers, and their interpolation to other image sizes."""
 
-import math
-
 import numpy as np
 
 
@@ -122,13 +120,3 @@ def grid_interpolation_matrix(
         for old, new in zip(grid, new_grid, strict=True)
     ]
     return np.kron(*axes).astype("float32")
-
-
-def square_grid(num_patches: int) -> tuple[int, int]:
-    """The grid of a square picture with `num_patches` patches."""
-    side = math.isqrt(num_patches)
-    if side * side != num_patches:
-        raise ValueError(
-            f"Expected a square number of patches. Received: num_patches={num_patches}"
-        )
-    return side, side

@@ -4,7 +4,7 @@ import keras
 
 from keras_ssl.layers.heads import ProjectionHead
 from keras_ssl.losses.barlow_twins import BarlowTwinsLoss
-from keras_ssl.models.ssl_task import SSLTask, feature_dim, pool_features
+from keras_ssl.models.ssl_task import SSLTask, feature_dim
 from keras_ssl.training.optimizers import LARS
 from keras_ssl.training.schedules import WarmupCosine, scale_learning_rate
 
@@ -88,8 +88,7 @@ class BarlowTwins(SSLTask):
 
     def project(self, view, training=False):
         """`z`, `(N, projection_dim)`."""
-        features = self.backbone(view, training=training)
-        features = pool_features(self.backbone, features, self.pooling)
+        features = self.encode(view, training)
         return self.projection_head(features, training=training)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):

@@ -5,7 +5,7 @@ from keras import ops
 
 from keras_ssl.layers.heads import ProjectionHead
 from keras_ssl.losses.byol import BYOLLoss
-from keras_ssl.models.ssl_task import SSLTask, feature_dim, pool_features
+from keras_ssl.models.ssl_task import SSLTask, feature_dim
 from keras_ssl.training.momentum_teacher import MomentumTeacher
 from keras_ssl.training.optimizers import LARS
 from keras_ssl.training.schedules import WarmupCosine, scale_learning_rate
@@ -107,14 +107,12 @@ class BYOL(MomentumTeacher, SSLTask):
 
     def project(self, view, training=False):
         """`z` of the online network, `(N, projection_dim)`."""
-        features = self.backbone(view, training=training)
-        features = pool_features(self.backbone, features, self.pooling)
+        features = self.encode(view, training)
         return self.projection_head(features, training=training)
 
     def project_target(self, view, training=False):
         """`z'` of the target network, `(N, projection_dim)`, without gradient."""
-        features = self.teacher_backbone(view, training=training)
-        features = pool_features(self.teacher_backbone, features, self.pooling)
+        features = self.encode(view, training, self.teacher_backbone)
         return ops.stop_gradient(self.teacher_projection_head(features, training=training))
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):

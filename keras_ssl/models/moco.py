@@ -8,7 +8,7 @@ from keras_ssl.layers.queue import FeatureQueue
 from keras_ssl.layers.split_batch import apply_in_groups
 from keras_ssl.losses.info_nce import InfoNCELoss
 from keras_ssl.losses.nt_xent import l2_normalize
-from keras_ssl.models.ssl_task import SSLTask, feature_dim, pool_features
+from keras_ssl.models.ssl_task import SSLTask, feature_dim
 from keras_ssl.training.momentum_teacher import MomentumTeacher
 from keras_ssl.training.optimizers import sgd
 from keras_ssl.training.schedules import WarmupCosine, scale_learning_rate
@@ -122,7 +122,7 @@ class MoCo(MomentumTeacher, SSLTask):
         """Unit vectors `(N, projection_dim)`, batch normalisation split in groups."""
 
         def encode(part):
-            features = pool_features(backbone, backbone(part, training=training), self.pooling)
+            features = self.encode(part, training, backbone)
             return head(features, training=training)
 
         groups = self.batch_norm_groups if training else 1

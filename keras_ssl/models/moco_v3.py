@@ -6,7 +6,7 @@ from keras import ops
 from keras_ssl.backbones.vit import ViTBackbone
 from keras_ssl.layers.heads import ProjectionHead
 from keras_ssl.losses.info_nce import InfoNCELoss
-from keras_ssl.models.ssl_task import SSLTask, feature_dim, pool_features
+from keras_ssl.models.ssl_task import SSLTask, feature_dim
 from keras_ssl.training.momentum_teacher import MomentumTeacher
 from keras_ssl.training.optimizers import LARS, AdamW
 from keras_ssl.training.schedules import WarmupCosine, scale_learning_rate
@@ -130,15 +130,13 @@ class MoCoV3(MomentumTeacher, SSLTask):
 
     def queries(self, view, training=False):
         """`q`, `(N, projection_dim)`, not yet of unit length."""
-        features = self.backbone(view, training=training)
-        features = pool_features(self.backbone, features, self.pooling)
+        features = self.encode(view, training)
         z = self.projection_head(features, training=training)
         return self.prediction_head(z, training=training)
 
     def keys(self, view, training=False):
         """`k`, `(N, projection_dim)`, not yet of unit length, without gradient."""
-        features = self.teacher_backbone(view, training=training)
-        features = pool_features(self.teacher_backbone, features, self.pooling)
+        features = self.encode(view, training, self.teacher_backbone)
         return ops.stop_gradient(self.teacher_projection_head(features, training=training))
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):

@@ -8,7 +8,7 @@ from keras_ssl.layers.image_converter import image_shape_of
 from keras_ssl.layers.queue import FeatureQueue
 from keras_ssl.losses.info_nce import InfoNCELoss
 from keras_ssl.losses.nt_xent import NTXentLoss, l2_normalize
-from keras_ssl.models.ssl_task import SSLTask, feature_dim, pool_features
+from keras_ssl.models.ssl_task import SSLTask, feature_dim
 from keras_ssl.training.optimizers import LARS
 from keras_ssl.training.schedules import WarmupCosine, scale_learning_rate
 
@@ -123,8 +123,7 @@ class SimCLR(SSLTask):
         view_a, view_b = self.make_views(x, training)
         # One pass over both views, so that batch normalisation sees all 2N of them.
         views = ops.concatenate([view_a, view_b], axis=0)
-        features = self.backbone(views, training=training)
-        h = pool_features(self.backbone, features, self.pooling)  # 2N x D
+        h = self.encode(views, training)  # 2N x D
         z = self.projection_head(h, training=training)  # 2N x projection_dim
         z_a, z_b = ops.split(z, 2, axis=0)
         if self.memory_bank is not None:

@@ -5,7 +5,7 @@ from keras import ops
 
 from keras_ssl.layers.heads import ProjectionHead
 from keras_ssl.losses.negative_cosine import NegativeCosineLoss
-from keras_ssl.models.ssl_task import SSLTask, feature_dim, pool_features
+from keras_ssl.models.ssl_task import SSLTask, feature_dim
 from keras_ssl.training.optimizers import sgd
 from keras_ssl.training.schedules import WarmupCosine, scale_learning_rate
 
@@ -95,8 +95,7 @@ class SimSiam(SSLTask):
 
     def project(self, view, training=False):
         """`z`, `(N, projection_dim)`."""
-        features = self.backbone(view, training=training)
-        features = pool_features(self.backbone, features, self.pooling)
+        features = self.encode(view, training)
         return self.projection_head(features, training=training)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):

@@ -107,9 +107,10 @@ class SSLTask(keras_hub.models.Task, metaclass=SubclassedModelType):
         if training:
             self.seen_batches.assign_add(1)
 
-    def encode(self, images, training=False):
-        """Embeddings `(N, D)` of images that are ready for the backbone."""
-        return pool_features(self.backbone, self.backbone(images, training=training), self.pooling)
+    def encode(self, images, training=False, backbone=None):
+        """Embeddings `(N, D)` of prepared images, by the backbone or another (a teacher)."""
+        backbone = self.backbone if backbone is None else backbone
+        return pool_features(backbone, backbone(images, training=training), self.pooling)
 
     def preprocess(self, images):
         """Resizes and normalises images in `[0, 255]` as the preprocessor says, in the graph."""
