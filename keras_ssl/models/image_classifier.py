@@ -5,10 +5,11 @@ import keras_hub
 
 from keras_ssl.backbones.vit import ViTBackbone
 from keras_ssl.layers.image_converter import ImagePreprocessor
+from keras_ssl.models import preset_io
 from keras_ssl.presets import resolve_preset
 from keras_ssl.training.optimizers import AdamW
 from keras_ssl.training.schedules import WarmupCosine
-from keras_ssl.training.subclassed import SubclassedModelType, without_optimizer
+from keras_ssl.training.subclassed import SubclassedModelType
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
@@ -153,9 +154,11 @@ class ImageClassifier(keras_hub.models.ImageClassifier, metaclass=SubclassedMode
         self.optimizer.build(self.trainable_variables)
 
     def save_to_preset(self, preset_dir, max_shard_size=10):
-        """Saves configuration and weights to a folder, without the optimizer."""
-        with without_optimizer(self):
-            super().save_to_preset(preset_dir, max_shard_size=max_shard_size)
+        """Saves configuration and weights to a folder, without the optimizer.
+
+        As `SSLTask.save_to_preset`: a save that fails leaves the old preset whole.
+        """
+        preset_io.save(self, preset_dir, super().save_to_preset, max_shard_size=max_shard_size)
 
     @classmethod
     def from_preset(cls, preset, load_weights=True, **kwargs):

@@ -1,10 +1,6 @@
 """The base of every method: what a self-supervised model is, apart from its loss."""
 
 import contextlib
-import json
-import os
-import shutil
-import uuid
 
 import keras
 import keras_hub
@@ -13,10 +9,10 @@ from keras import ops
 
 from keras_ssl.augmentation import Views, functional
 from keras_ssl.layers.image_converter import default_preprocessor, image_shape_of
-from keras_ssl.presets import resolve_preset
+from keras_ssl.models import preset_io
 from keras_ssl.training import data as data_utils
 from keras_ssl.training.random import RandomStream
-from keras_ssl.training.subclassed import SubclassedModelType, without_optimizer
+from keras_ssl.training.subclassed import SubclassedModelType
 
 
 class SSLTask(keras_hub.models.Task, metaclass=SubclassedModelType):
@@ -414,29 +410,7 @@ class SSLTask(keras_hub.models.Task, metaclass=SubclassedModelType):
             preset_dir: the folder.
             max_shard_size: largest weight file in GB.
         """
-        preset_dir = os.path.abspath(preset_dir)
-        os.makedirs(os.path.dirname(preset_dir), exist_ok=True)
-        new = f"{preset_dir}.new-{uuid.uuid4().hex[:8]}"
-        os.mkdir(new)
-        try:
-            with without_optimizer(self):
-                super().save_to_preset(new, max_shard_size=max_shard_size)
-            if os.path.isdir(preset_dir):
-                for name in os.listdir(preset_dir):
-                    if not name.endswith((".weights.h5", ".weights.json")):
-                        source, target = os.path.join(preset_dir, name), os.path.join(new, name)
-                        if not os.path.exists(target):
-                            copy = shutil.copytree if os.path.isdir(source) else shutil.copy2
-                            copy(source, target)
-                old = new.replace(".new-", ".old-")
-                os.rename(preset_dir, old)
-                os.rename(new, preset_dir)
-                shutil.rmtree(old)
-            else:
-                os.rename(new, preset_dir)
-        except BaseException:
-            shutil.rmtree(new, ignore_errors=True)
-            raise
+        preset_io.save(self, preset_dir, super().save_to_preset, max_shard_size=max_shard_size)
 
     @classmethod
     def from_preset(cls, preset, load_weights=True, **kwargs):
@@ -452,55 +426,7 @@ class SSLTask(keras_hub.models.Task, metaclass=SubclassedModelType):
         Raises:
             ValueError: the folder is no preset, holds another method, or its files are damaged.
         """
-        folder = resolve_preset(preset)
-        config = _read_json(folder, "task.json", preset)
-        saved_cls = keras.saving.get_registered_object(config.get("registered_name"))
-        if saved_cls is None or not issubclass(saved_cls, cls):
-            raise ValueError(
-                f"The preset holds a {config.get('class_name')}, which is not a {cls.__name__}. "
-                f"Load it with that class, or take its backbone: "
-                f"{cls.__name__}(backbone=keras_hub.models.Backbone.from_preset(...)). "
-                f"Received: preset={preset!r}"
-            )
-        if "backbone" in kwargs:
-            raise ValueError(
-                "`backbone` cannot be replaced while a preset is loaded; build "
-                f"{saved_cls.__name__}(backbone=...) instead."
-            )
-        dtype = kwargs.pop("dtype", None)
-        if dtype is not None:
-            config["config"]["backbone"]["config"]["dtype"] = keras.dtype_policies.serialize(
-                keras.dtype_policies.get(dtype)
-            )
-        task = saved_cls.from_config({**config["config"], **kwargs})
-        if load_weights:
-            task._load_preset_weights(folder)
-        return task
-
-    def _load_preset_weights(self, folder):
-        for name, load in (
-            ("model.weights.h5", self.backbone.load_weights),
-            ("task.weights.h5", self.load_task_weights),
-        ):
-            path = os.path.join(folder, name)
-            if not os.path.exists(path):
-                sharded = path.replace(".weights.h5", ".weights.json")
-                if not os.path.exists(sharded):
-                    raise ValueError(
-                        f"The preset is incomplete: {name} is missing. Received: folder {folder!r}"
-                    )
-                path = sharded
-            try:
-                load(path)
-            except OSError as error:
-                raise ValueError(
-                    f"{name} cannot be read: it is truncated or not a weight file. Save or "
-                    f"download the preset again. Received: {path!r} ({error})"
-                ) from error
-            except (ValueError, KeyError) as error:
-                raise ValueError(
-                    f"{name} does not fit this architecture. Received: {path!r} ({error})"
-                ) from error
+        return preset_io.load_task(cls, preset, load_weights, kwargs)
 
 
 def default_views(recipe: str, backbone, seed: int | None):
@@ -582,19 +508,3 @@ def convert_images(images, converter):
 
 def _to_numpy(x):
     return x if isinstance(x, np.ndarray) else ops.convert_to_numpy(x)
-
-
-def _read_json(folder, name, preset):
-    path = os.path.join(folder, name)
-    if not os.path.exists(path):
-        raise ValueError(
-            f"This is no preset of a self-supervised model: {name} is missing. "
-            f"Received: preset={preset!r}"
-        )
-    try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{name} is damaged: it is not valid JSON. Received: preset={preset!r} ({error})"
-        ) from error

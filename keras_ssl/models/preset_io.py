@@ -1,0 +1,119 @@
+"""Writing and reading preset folders: whole or not at all, and nothing but plain data."""
+
+import json
+import os
+import shutil
+import uuid
+
+import keras
+
+from keras_ssl.presets import resolve_preset
+from keras_ssl.training.subclassed import without_optimizer
+
+
+def save(model, preset_dir, write, **kwargs) -> None:
+    """Writes a preset beside its folder and lets it take the folder's place.
+
+    Args:
+        model: what is saved; its optimizer is left out.
+        preset_dir: the folder. Its other files (a model card) are kept.
+        write: `write(folder, **kwargs)`, keras-hub's own `save_to_preset`.
+        **kwargs: of `write`.
+    """
+    preset_dir = os.path.abspath(preset_dir)
+    os.makedirs(os.path.dirname(preset_dir), exist_ok=True)
+    new = f"{preset_dir}.new-{uuid.uuid4().hex[:8]}"
+    os.mkdir(new)
+    try:
+        with without_optimizer(model):
+            write(new, **kwargs)
+        if os.path.isdir(preset_dir):
+            for name in os.listdir(preset_dir):
+                if not name.endswith((".weights.h5", ".weights.json")):
+                    source, target = os.path.join(preset_dir, name), os.path.join(new, name)
+                    if not os.path.exists(target):
+                        copy = shutil.copytree if os.path.isdir(source) else shutil.copy2
+                        copy(source, target)
+            old = new.replace(".new-", ".old-")
+            os.rename(preset_dir, old)
+            try:
+                os.rename(new, preset_dir)
+            except BaseException:
+                os.rename(old, preset_dir)
+                raise
+            shutil.rmtree(old)
+        else:
+            os.rename(new, preset_dir)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+
+
+def load_task(cls, preset, load_weights: bool, kwargs: dict):
+    """The self-supervised model of a preset, with its whole state; see `SSLTask.from_preset`."""
+    folder = resolve_preset(preset)
+    config = read_json(folder, "task.json", preset)
+    saved_cls = keras.saving.get_registered_object(config.get("registered_name"))
+    if saved_cls is None or not issubclass(saved_cls, cls):
+        raise ValueError(
+            f"The preset holds a {config.get('class_name')}, which is not a {cls.__name__}. "
+            f"Load it with that class, or take its backbone: "
+            f"{cls.__name__}(backbone=keras_hub.models.Backbone.from_preset(...)). "
+            f"Received: preset={preset!r}"
+        )
+    if "backbone" in kwargs:
+        raise ValueError(
+            "`backbone` cannot be replaced while a preset is loaded; build "
+            f"{saved_cls.__name__}(backbone=...) instead."
+        )
+    dtype = kwargs.pop("dtype", None)
+    if dtype is not None:
+        config["config"]["backbone"]["config"]["dtype"] = keras.dtype_policies.serialize(
+            keras.dtype_policies.get(dtype)
+        )
+    task = saved_cls.from_config({**config["config"], **kwargs})
+    if load_weights:
+        _load_task_weights(task, folder)
+    return task
+
+
+def _load_task_weights(task, folder):
+    for name, load in (
+        ("model.weights.h5", task.backbone.load_weights),
+        ("task.weights.h5", task.load_task_weights),
+    ):
+        path = os.path.join(folder, name)
+        if not os.path.exists(path):
+            sharded = path.replace(".weights.h5", ".weights.json")
+            if not os.path.exists(sharded):
+                raise ValueError(
+                    f"The preset is incomplete: {name} is missing. Received: folder {folder!r}"
+                )
+            path = sharded
+        try:
+            load(path)
+        except OSError as error:
+            raise ValueError(
+                f"{name} cannot be read: it is truncated or not a weight file. Save or "
+                f"download the preset again. Received: {path!r} ({error})"
+            ) from error
+        except (ValueError, KeyError) as error:
+            raise ValueError(
+                f"{name} does not fit this architecture. Received: {path!r} ({error})"
+            ) from error
+
+
+def read_json(folder, name, preset):
+    path = os.path.join(folder, name)
+    if not os.path.exists(path):
+        raise ValueError(
+            f"This is no preset of a self-supervised model: {name} is missing. "
+            f"Received: preset={preset!r}"
+        )
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{name} is damaged: it is not valid JSON. Received: preset={preset!r} ({error})"
+        ) from error
