@@ -1,5 +1,6 @@
 """Layers that the methods share."""
 
+from keras_ssl.layers.dino_head import DINOHead
 from keras_ssl.layers.heads import ProjectionHead
 from keras_ssl.layers.patches import gather_patches, patchify, unpatchify
 from keras_ssl.layers.position_embedding import bicubic_matrix, sincos_position_embedding
@@ -15,6 +16,7 @@ from keras_ssl.layers.transformer import (
 )
 
 __all__ = [
+    "DINOHead",
     "DropPath",
     "FeatureQueue",
     "LayerScale",
