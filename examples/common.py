@@ -1,0 +1,146 @@
+"""What the recipes share: options, data, a small network, and the same evaluation for all.
+
+A recipe says what its method is made of (`build`), and calls `run`. The result of a run is a
+folder: the preset, `log.csv`, and `result.json` with the figures and the protocols behind them.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import time
+
+import keras
+import numpy as np
+from keras import layers
+
+import keras_ssl
+from keras_ssl.augmentation import Views
+from keras_ssl.evaluation import KNNProtocol, LinearProbeProtocol
+
+# Protocols of every figure in the README's table.
+PROTOCOLS = {"knn": KNNProtocol(k=20), "linear": LinearProbeProtocol(epochs=20, warmup_epochs=2)}
+
+
+@dataclasses.dataclass
+class Data:
+    """Labelled pictures `(images, labels)` in two parts; training sees no label."""
+
+    name: str
+    train: tuple
+    test: tuple
+
+
+def load(source: str) -> Data:
+    """The shipped emoji (`"emoji"`; things in `test` are in no style in `train`), or a folder or
+    archive that has `train/` and `test/`, as CIFAR-10's."""
+    if source == "emoji":
+        emoji = keras_ssl.datasets.load_emoji(image_size=32, background=(255, 255, 255))
+        parts = emoji.split(test_fraction=0.2, seed=0)
+        return Data("emoji", *((part.images, part.labels) for part in parts))
+    parts = [keras_ssl.datasets.load_arrays(source, subset=part)[:2] for part in ("train", "test")]
+    return Data(os.path.basename(source).split(".")[0], *parts)
+
+
+def residual_network(image_shape, width=32):
+    """Any Keras model is a backbone: a ResNet of three stages that fits a CPU."""
+
+    def convolution(x, filters, size, strides=1):
+        x = layers.Conv2D(filters, size, strides, padding="same", use_bias=False)(x)
+        return layers.BatchNormalization(momentum=0.9, epsilon=1e-5)(x)
+
+    x = images = keras.Input(image_shape)
+    x = layers.ReLU()(convolution(x, width, 3, strides=2))
+    for stage, filters in enumerate((width, 2 * width, 4 * width)):
+        strides = 1 if stage == 0 else 2
+        shortcut = x if stage == 0 else convolution(x, filters, 1, strides)
+        x = layers.ReLU()(convolution(x, filters, 3, strides))
+        x = layers.ReLU()(convolution(x, filters, 3) + shortcut)
+    return keras.Model(images, x, name="residual_network")
+
+
+def small_views(image_shape, seed):
+    """Two views of a small picture, without blur: the same for every method that is compared."""
+    return Views("simclr_cifar", size=image_shape[:2], seed=seed)
+
+
+def arguments(doc: str, **defaults) -> argparse.Namespace:
+    """The options of every recipe; `defaults` are the recipe's own."""
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data", default="emoji", help="emoji, or a folder or archive with train/ and test/"
+    )
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--learning-rate", type=float, help="for a batch of 256")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", help="default: runs/<recipe>_<data>")
+    parser.set_defaults(**defaults)
+    args = parser.parse_args()
+    args.recipe = os.path.splitext(os.path.basename(parser.prog))[0]
+    return args
+
+
+def run(build, doc: str, callbacks=(), **defaults):
+    """Pretrains what `build(image_shape, args)` gives, measures it and saves it.
+
+    Returns the model, the data and the folder of the run.
+    """
+    args = arguments(doc, **defaults)
+    keras.utils.set_random_seed(args.seed)
+    data = load(args.data)
+    output = args.output or os.path.join("runs", f"{args.recipe}_{data.name}")
+    os.makedirs(output, exist_ok=True)
+    model = build(data.train[0].shape[1:], args)
+    untrained = measure(model, data)
+    model.compile(learning_rate=args.learning_rate)
+    log = keras.callbacks.CSVLogger(os.path.join(output, "log.csv"))
+    start, processor = time.time(), time.process_time()
+    model.fit(
+        data.train[0],
+        batch_size=args.batch_size,
+        epochs=args.epochs,
+        verbose=2,
+        callbacks=[log, *callbacks],
+    )
+    seconds = {"wall": time.time() - start, "processor": time.process_time() - processor}
+    model.save_to_preset(os.path.join(output, "preset"))
+    result = {
+        "method": type(model).__name__,
+        "data": data.name,
+        "options": {key: value for key, value in vars(args).items() if key != "output"},
+        "backend": keras.backend.backend(),
+        "parameters": {"backbone": model.backbone.count_params()},
+        "training_seconds": seconds,
+        "pixels": measure("pixels", data),
+        "untrained": untrained,
+        "trained": measure(model, data),
+        "protocols": {name: protocol.to_dict() for name, protocol in PROTOCOLS.items()},
+    }
+    with open(os.path.join(output, "result.json"), "w", encoding="utf-8") as file:
+        json.dump(result, file, indent=1)
+    for name in PROTOCOLS:
+        figures = ", ".join(
+            f"{w} {result[w][name]:.4f}" for w in ("pixels", "untrained", "trained")
+        )
+        print(f"{name}: {figures}")
+    return model, data, output
+
+
+def measure(what, data: Data) -> dict[str, float]:
+    """Top-1 accuracy of a model, or of `"pixels"`, by every protocol."""
+    if what != "pixels":  # once for both protocols
+        train, test = (
+            (what.predict(images, batch_size=256, verbose=0), labels)
+            for images, labels in (data.train, data.test)
+        )
+    else:
+        train, test = (
+            (np.reshape(images, (len(images), -1)).astype("float32") / 255, labels)
+            for images, labels in (data.train, data.test)
+        )
+    return {
+        name: protocol.evaluate(train=train, test=test).top1 for name, protocol in PROTOCOLS.items()
+    }
