@@ -7,6 +7,7 @@ from keras_ssl.evaluation.collapse import (
     rankme,
     uniformity,
 )
+from keras_ssl.evaluation.few_labels import label_fraction
 from keras_ssl.evaluation.knn import KNNProtocol
 from keras_ssl.evaluation.linear_probe import LinearProbeProtocol
 from keras_ssl.evaluation.protocol import (
@@ -24,6 +25,7 @@ __all__ = [
     "alignment",
     "extract_features",
     "feature_std",
+    "label_fraction",
     "mean_cosine",
     "pixel_features",
     "rankme",

@@ -129,6 +129,7 @@ class LinearProbeProtocol(Protocol):
     """
 
     name = "linear_probe"
+    metrics = ("top1", "top5", "best_top1")
     options = (
         "optimizer",
         "learning_rates",
@@ -242,22 +243,13 @@ class LinearProbeProtocol(Protocol):
         rates = factor[:, None] * np.array(self.learning_rates) * batch / 256
         return rates.astype("float32")
 
-    def _run(self, x_train, y_train, x_test, y_test, classes):
-        rng = np.random.default_rng(self.seed)
-        dim, lanes = x_train.shape[1], len(self.learning_rates)
-        held_out = int(len(x_train) * self.validation_fraction)
-        if held_out:
-            order = rng.permutation(len(x_train))
-            x_valid, y_valid = x_train[order[:held_out]], y_train[order[:held_out]]
-            x_train, y_train = x_train[order[held_out:]], y_train[order[held_out:]]
-        batch = min(self.batch_size, len(x_train))
-        steps = len(x_train) // batch
+    def _begin(self, rng, x, classes):
+        """What `_train_epoch` starts from, for train features `(N, D)`: `(state, options)`."""
+        dim, lanes = x.shape[1], len(self.learning_rates)
         kernel = np.repeat(rng.normal(0, 0.01, (dim, 1, classes)), lanes, axis=1)
+        mean, variance = np.zeros(dim), np.ones(dim)
         if self.standardize == "dataset":
-            mean, variance = x_train.mean(0, dtype="float64"), x_train.var(0, dtype="float64")
-            x_train = ((x_train - mean) / np.sqrt(variance + self.epsilon)).astype("float32")
-        else:
-            mean, variance = np.zeros(dim), np.ones(dim)
+            mean, variance = x.mean(0, dtype="float64"), x.var(0, dtype="float64")
         arrays = [kernel, *np.zeros((1, lanes, classes)), np.zeros_like(kernel)]
         arrays += [*np.zeros((1, lanes, classes)), mean, variance]
         state = tuple(ops.convert_to_tensor(a.astype("float32")) for a in arrays)
@@ -265,22 +257,45 @@ class LinearProbeProtocol(Protocol):
             ops.convert_to_tensor(np.float32(value))
             for value in (self.weight_decay, self.momentum, self.epsilon)
         )
+        return state, options
+
+    def _standardize(self, x):
+        """Features `(N, D)` of the train set, minus their mean and over their deviation."""
+        mean, variance = x.mean(0, dtype="float64"), x.var(0, dtype="float64")
+        return ((x - mean) / np.sqrt(variance + self.epsilon)).astype("float32")
+
+    def _epoch(self, state, x, y, order, rates, options):
+        """One epoch over the batches `order` (steps, B); a "dataset" is standardised already."""
+        return _compiled_epoch(
+            state,
+            x,
+            y,
+            ops.convert_to_tensor(order.astype("int32")),
+            ops.convert_to_tensor(rates),
+            options,
+            optimizer=self.optimizer,
+            standardize="batch" if self.standardize == "batch" else None,
+        )
+
+    def _run(self, x_train, y_train, x_test, y_test, classes):
+        rng = np.random.default_rng(self.seed)
+        held_out = int(len(x_train) * self.validation_fraction)
+        if held_out:
+            order = rng.permutation(len(x_train))
+            x_valid, y_valid = x_train[order[:held_out]], y_train[order[:held_out]]
+            x_train, y_train = x_train[order[held_out:]], y_train[order[held_out:]]
+        batch = min(self.batch_size, len(x_train))
+        steps = len(x_train) // batch
+        state, options = self._begin(rng, x_train, classes)
+        if self.standardize == "dataset":
+            x_train = self._standardize(x_train)
         x, y = ops.convert_to_tensor(x_train), ops.convert_to_tensor(y_train)
         rates = self._rates(steps, batch)
         curves = {"test": [], "test_top5": [], "validation": []}
         for epoch in range(self.epochs):
             order = rng.permutation(len(x_train))[: steps * batch].reshape(steps, batch)
-            state = _compiled_epoch(
-                state,
-                x,
-                y,
-                ops.convert_to_tensor(order.astype("int32")),
-                ops.convert_to_tensor(rates[epoch * steps : (epoch + 1) * steps]),
-                options,
-                optimizer=self.optimizer,
-                # the train set is standardised once, above
-                standardize="batch" if self.standardize == "batch" else None,
-            )
+            now = rates[epoch * steps : (epoch + 1) * steps]
+            state = self._epoch(state, x, y, order, now, options)
             ranks = self._ranks(state, options, x_test, y_test)
             curves["test"].append((ranks < 1).mean(0))
             curves["test_top5"].append((ranks < 5).mean(0))

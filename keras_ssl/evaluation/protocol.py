@@ -5,6 +5,8 @@ import time
 
 import numpy as np
 
+from keras_ssl.evaluation.few_labels import label_fraction as rows_of_fraction
+
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationResult:
@@ -13,7 +15,8 @@ class EvaluationResult:
     Attributes:
         protocol: the protocol's `to_dict()`.
         metrics: name to value; accuracies are in [0, 1].
-        data: sizes of the data: `train`, `test`, `features`, `classes`.
+        data: sizes of the data: `train`, `test`, `features`, `classes`; and `label_fraction`,
+            `label_seed` where only a share of the train labels was used.
         seconds: duration without the extraction of features.
         details: anything else the protocol reports (curves, the chosen learning rate).
     """
@@ -66,13 +69,15 @@ class EvaluationResult:
 class Protocol:
     """Base of evaluation protocols: an immutable set of choices and a version.
 
-    A subclass names itself in `name`, lists its option names in `options` and the versions of its
-    definition that it can run in `versions` (the last is the default), and implements `_run`.
+    A subclass names itself in `name`, lists its option names in `options`, the figures it gives in
+    `metrics` and the versions of its definition that it can run in `versions` (the last is the
+    default), and implements `_run`.
     Two results may be compared when their protocols are equal.
     """
 
     name = "protocol"
     options: tuple = ()
+    metrics: tuple = ("top1", "top5")
     versions: tuple = ("1",)
     _classes: dict = {}
 
@@ -123,7 +128,16 @@ class Protocol:
         options = ", ".join(f"{option}={getattr(self, option)!r}" for option in self.options)
         return f"{type(self).__name__}({options}, version={self.version!r})"
 
-    def evaluate(self, model=None, *, train, test, batch_size: int = 256) -> EvaluationResult:
+    def evaluate(
+        self,
+        model=None,
+        *,
+        train,
+        test,
+        batch_size: int = 256,
+        label_fraction: float | None = None,
+        label_seed: int = 0,
+    ) -> EvaluationResult:
         """Measures how well frozen features tell the classes of the test set.
 
         Args:
@@ -133,6 +147,9 @@ class Protocol:
             train: `(x, y)`: images or features, and integer labels `(N,)` or `(N, 1)`.
             test: `(x, y)` likewise.
             batch_size: batch size of `model.predict`.
+            label_fraction: share of the train set to use, in (0, 1], drawn in every class alike
+                (`keras_ssl.evaluation.label_fraction`); None for all of it.
+            label_seed: int, which samples those are.
 
         Returns:
             An `EvaluationResult`.
@@ -141,6 +158,12 @@ class Protocol:
             ValueError: for empty or unequal sets, features that are not finite or not
                 two-dimensional, or labels of a wrong shape, dtype or range.
         """
+        share = {}
+        if label_fraction is not None:
+            images, labels = _checked_pair(train, "train")
+            rows = rows_of_fraction(labels, label_fraction, label_seed)
+            train = (np.asarray(images)[rows], labels[rows])
+            share = {"label_fraction": label_fraction, "label_seed": label_seed}
         x_train, y_train = _labelled(train, "train", model, batch_size)
         x_test, y_test = _labelled(test, "test", model, batch_size)
         if x_train.shape[1] != x_test.shape[1]:
@@ -164,6 +187,7 @@ class Protocol:
                 "test": len(x_test),
                 "features": x_train.shape[1],
                 "classes": classes,
+                **share,
             },
             seconds=time.perf_counter() - start,
             details=details,
@@ -227,7 +251,8 @@ def extract_features(model, images, batch_size: int = 256) -> np.ndarray:
     return features.astype("float32")
 
 
-def _labelled(data, argument, model, batch_size):
+def _checked_pair(data, argument):
+    """Images or features, and their labels `(N,)`, as they should be."""
     if not (isinstance(data, (tuple, list)) and len(data) == 2):
         raise ValueError(
             f"`{argument}` must be a pair (x, y) of arrays. Received: {type(data).__name__}"
@@ -257,6 +282,11 @@ def _labelled(data, argument, model, batch_size):
             f"Labels of `{argument}` must be >= 0; drop unlabelled samples first. "
             f"Received: a label {int(y.min())}"
         )
+    return x, y
+
+
+def _labelled(data, argument, model, batch_size):
+    x, y = _checked_pair(data, argument)
     features = extract_features(model, x, batch_size)
     if len(features) != len(y):
         raise ValueError(
