@@ -192,7 +192,7 @@ def test_layer_decay_multipliers_by_layer(backbone):
         (dict(image_shape=(32, 32)), "three positive integers"),
         (dict(num_heads=3), "must divide"),
         (dict(hidden_dim=18, position_embedding="sincos"), "multiple of 4"),
-        (dict(position_embedding="rotary"), "position_embedding"),
+        (dict(position_embedding="absolute"), "position_embedding"),
         (dict(initializer="zeros"), "initializer"),
         (dict(activation="relu6"), "activation"),
         (dict(ffn="moe"), "ffn"),

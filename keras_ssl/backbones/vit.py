@@ -8,6 +8,7 @@ from keras import ops
 from keras_ssl.layers.patches import gather_patches, patchify
 from keras_ssl.layers.position_embedding import (
     grid_interpolation_matrix,
+    rotary_angles,
     sincos_position_embedding,
 )
 from keras_ssl.layers.transformer import TransformerBlock
@@ -29,7 +30,7 @@ VIT_SIZES = {
     "vit_giant2": dict(hidden_dim=1536, num_layers=40, num_heads=24, ffn="swiglu"),
 }
 
-POSITION_EMBEDDINGS = ("learned", "sincos", "sincos_moco_v3")
+POSITION_EMBEDDINGS = ("learned", "sincos", "sincos_moco_v3", "rotary")
 INITIALIZERS = ("mae", "truncated_normal", "moco_v3")
 
 
@@ -55,11 +56,15 @@ class ViTBackbone(keras_hub.models.Backbone, metaclass=SubclassedModelType):
         num_heads: attention heads per block; divides `hidden_dim`.
         mlp_ratio: hidden width of the MLP over `hidden_dim`. A `"swiglu"` takes two thirds of
             it, rounded up to a multiple of 8, as DINOv2 does.
+        mlp_dim: hidden width of the MLP (of each half of a `"swiglu"`) given outright; `None`
+            takes `mlp_ratio`.
         use_class_token: put a learned token in front.
         num_register_tokens: learned tokens between class token and patches (Darcet et al. 2024).
         use_mask_token: have a mask token, so that `patch_mask` may be passed.
-        position_embedding: `"learned"`, `"sincos"` (fixed, MAE's layout) or `"sincos_moco_v3"`
-            (fixed, MoCo v3's layout).
+        position_embedding: `"learned"`, `"sincos"` (fixed, MAE's layout), `"sincos_moco_v3"`
+            (fixed, MoCo v3's layout) or `"rotary"` (DINOv3: queries and keys of patches are turned
+            in every block, and nothing is added to the patches).
+        rotary_theta: with `"rotary"`: base of the frequencies.
         interpolation_offset: added to the new grid size when positions are interpolated: 0.1 in
             DINO and in DINOv2 without registers, else 0.
         interpolation_antialias: antialiased interpolation (DINOv2 with registers).
@@ -114,10 +119,12 @@ class ViTBackbone(keras_hub.models.Backbone, metaclass=SubclassedModelType):
         num_layers: int = 12,
         num_heads: int = 12,
         mlp_ratio: float = 4.0,
+        mlp_dim: int | None = None,
         use_class_token: bool = True,
         num_register_tokens: int = 0,
         use_mask_token: bool = False,
         position_embedding: str = "learned",
+        rotary_theta: float = 100.0,
         interpolation_offset: float = 0.0,
         interpolation_antialias: bool = False,
         use_final_norm: bool = True,
@@ -162,10 +169,12 @@ class ViTBackbone(keras_hub.models.Backbone, metaclass=SubclassedModelType):
         self.num_layers = num_layers
         self.num_heads = num_heads
         self.mlp_ratio = mlp_ratio
+        self.mlp_dim = mlp_dim
         self.use_class_token = use_class_token
         self.num_register_tokens = num_register_tokens
         self.use_mask_token = use_mask_token
         self.position_embedding_type = position_embedding
+        self.rotary_theta = rotary_theta
         self.interpolation_offset = interpolation_offset
         self.interpolation_antialias = interpolation_antialias
         self.use_final_norm = use_final_norm
@@ -192,9 +201,10 @@ class ViTBackbone(keras_hub.models.Backbone, metaclass=SubclassedModelType):
         )
         self.patch_embedding.build((None, None, patch_size**2 * image_shape[2]))
         self.patch_embedding.trainable = not freeze_patch_projection
-        mlp_dim = int(hidden_dim * mlp_ratio)
-        if ffn == "swiglu":
-            mlp_dim = (int(mlp_dim * 2 / 3) + 7) // 8 * 8
+        if mlp_dim is None:
+            mlp_dim = int(hidden_dim * mlp_ratio)
+            if ffn == "swiglu":
+                mlp_dim = (int(mlp_dim * 2 / 3) + 7) // 8 * 8
         names = [f"block_{i}" for i in range(num_layers)]
         scope = keras.RematScope(
             mode="list_of_layers" if rematerialize else None, layer_names=names
@@ -244,7 +254,10 @@ class ViTBackbone(keras_hub.models.Backbone, metaclass=SubclassedModelType):
             )
         rows, columns = self.grid
         positions = int(use_class_token) + rows * columns
-        if position_embedding == "learned":
+        self.position_embedding = None
+        if position_embedding == "rotary":
+            rotary_angles(1, 1, hidden_dim // num_heads)  # refuses widths that it cannot turn
+        elif position_embedding == "learned":
             self.position_embedding = self.add_weight(
                 shape=(1, positions, hidden_dim),
                 initializer=init["position"],
@@ -323,7 +336,12 @@ class ViTBackbone(keras_hub.models.Backbone, metaclass=SubclassedModelType):
 
         Returns:
             `(1, class + patches, hidden_dim)`; the class row is unchanged.
+
+        Raises:
+            ValueError: sizes that do not divide, or a backbone with rotary positions.
         """
+        if self.position_embedding is None:
+            raise ValueError("Rotary positions are not added to anything; see `rotary`.")
         grid = self.grid_of(height, width)
         positions = ops.convert_to_tensor(self.position_embedding)
         if grid == self.grid:
@@ -343,16 +361,20 @@ class ViTBackbone(keras_hub.models.Backbone, metaclass=SubclassedModelType):
                 f"Received: shape {tuple(images.shape)}"
             )
         height, width = images.shape[1:3]
-        positions = self.interpolate_position_embedding(height, width)
-        positions = ops.cast(positions, self.compute_dtype)
-        prefix = int(self.use_class_token)
-        class_position, positions = positions[:, :prefix], positions[:, prefix:]
+        self.grid_of(height, width)  # refuses sizes that do not divide
+        positions = class_position = None
+        if self.position_embedding is not None:
+            positions = self.interpolate_position_embedding(height, width)
+            positions = ops.cast(positions, self.compute_dtype)
+            prefix = int(self.use_class_token)
+            class_position, positions = positions[:, :prefix], positions[:, prefix:]
 
         patches = patchify(ops.cast(images, self.compute_dtype), self.patch_size)
         if visible_indices is not None:
             # The patches are picked before they are projected: nothing is computed for the rest.
             patches = gather_patches(patches, visible_indices)
-            positions = ops.take(positions[0], ops.cast(visible_indices, "int32"), axis=0)
+            if positions is not None:
+                positions = ops.take(positions[0], ops.cast(visible_indices, "int32"), axis=0)
         x = self.patch_embedding(patches)
         if patch_mask is not None:
             if self.mask_token is None:
@@ -363,7 +385,8 @@ class ViTBackbone(keras_hub.models.Backbone, metaclass=SubclassedModelType):
                 patch_mask = ops.take_along_axis(patch_mask, visible_indices, axis=1)
             mask_token = ops.cast(self.mask_token, x.dtype)
             x = ops.where(ops.cast(patch_mask, "bool")[..., None], mask_token, x)
-        x = x + positions
+        if positions is not None:
+            x = x + positions
 
         def repeat(token):
             token = ops.cast(token, x.dtype)
@@ -373,8 +396,33 @@ class ViTBackbone(keras_hub.models.Backbone, metaclass=SubclassedModelType):
         if self.register_tokens is not None:
             tokens.insert(0, repeat(self.register_tokens))
         if self.class_token is not None:
-            tokens.insert(0, repeat(ops.cast(self.class_token, x.dtype) + class_position))
+            class_token = ops.cast(self.class_token, x.dtype)
+            if class_position is not None:
+                class_token = class_token + class_position
+            tokens.insert(0, repeat(class_token))
         return ops.concatenate(tokens, axis=1) if len(tokens) > 1 else x
+
+    def rotary(self, height: int, width: int, visible_indices=None):
+        """Cosines and sines of the patches' angles, or `None` where positions are added.
+
+        Args:
+            height: image height in pixels.
+            width: image width in pixels.
+            visible_indices: int `(batch, visible)`: of these patches only.
+
+        Returns:
+            Two tensors `(patches, head_dim)`, or `(batch, visible, head_dim)`.
+        """
+        if self.position_embedding_type != "rotary":
+            return None
+        head_dim = self.hidden_dim // self.num_heads
+        angles = rotary_angles(*self.grid_of(height, width), head_dim, self.rotary_theta)
+        tables = (np.cos(angles), np.sin(angles))
+        tables = tuple(ops.convert_to_tensor(t, dtype="float32") for t in tables)
+        if visible_indices is not None:
+            visible_indices = ops.cast(visible_indices, "int32")
+            tables = tuple(ops.take(table, visible_indices, axis=0) for table in tables)
+        return tables
 
     def call(
         self,
@@ -389,6 +437,9 @@ class ViTBackbone(keras_hub.models.Backbone, metaclass=SubclassedModelType):
         attention, intermediate = [], []
         # Not passed as False: rematerialisation on JAX would turn it into a traced array.
         flags = {"return_attention": True} if return_attention else {}
+        rotary = self.rotary(*images.shape[1:3], visible_indices)
+        if rotary is not None:
+            flags["rotary"] = rotary
         for block in self.blocks:
             x = block(x, training=training, **flags)
             if return_attention:
@@ -463,10 +514,12 @@ class ViTBackbone(keras_hub.models.Backbone, metaclass=SubclassedModelType):
             "num_layers": self.num_layers,
             "num_heads": self.num_heads,
             "mlp_ratio": self.mlp_ratio,
+            "mlp_dim": self.mlp_dim,
             "use_class_token": self.use_class_token,
             "num_register_tokens": self.num_register_tokens,
             "use_mask_token": self.use_mask_token,
             "position_embedding": self.position_embedding_type,
+            "rotary_theta": self.rotary_theta,
             "interpolation_offset": self.interpolation_offset,
             "interpolation_antialias": self.interpolation_antialias,
             "use_final_norm": self.use_final_norm,

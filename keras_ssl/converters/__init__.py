@@ -5,4 +5,4 @@ from keras_ssl.converters.convert import load_official as load_official
 from keras_ssl.converters.convert import official_entries as official_entries
 from keras_ssl.converters.convert import to_official as to_official
 from keras_ssl.converters.files import read_state_dict as read_state_dict
-from keras_ssl.converters.layouts import LAYOUTS as LAYOUTS
+from keras_ssl.converters.sources import LAYOUTS as LAYOUTS

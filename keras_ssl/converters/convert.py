@@ -9,25 +9,40 @@ import keras
 import numpy as np
 
 from keras_ssl.converters.files import read_state_dict
-from keras_ssl.converters.layouts import LAYOUTS, Map
+from keras_ssl.converters.layouts import Map
+from keras_ssl.converters.sources import LAYOUTS
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One tensor of an official layout and the variable it belongs to."""
+    """One tensor of an official layout and the variable, or the part of one, it belongs to.
+
+    Attributes:
+        official: its name there.
+        variable: ours.
+        transform: how the array is turned; see `layouts.py`.
+        patch_size: of the model, for the patch projection.
+        part: which part of the variable, and of how many, along its last axis.
+        zeros: whether a source may leave it out, meaning zeros.
+    """
 
     official: str
     variable: keras.Variable
     transform: str
     patch_size: int | None
+    part: tuple[int, int] = (0, 1)
+    zeros: bool = False
 
     def to_ours(self, array: np.ndarray) -> np.ndarray:
-        """The official array in our layout."""
-        return _TO_OURS[self.transform](array, self.patch_size)
+        """The official array in our layout: the whole variable, or this part of it."""
+        return _TO_OURS[self.transform](array, self)
 
     def to_official(self, array: np.ndarray) -> np.ndarray:
-        """An array shaped as our variable in the official layout."""
-        return _TO_OFFICIAL[self.transform](array, self.patch_size)
+        """An array shaped as our variable in the official layout, cut to this part."""
+        index, count = self.part
+        if count > 1:
+            array = np.split(array, count, axis=-1)[index]
+        return _TO_OFFICIAL[self.transform](array, self)
 
     @property
     def official_shape(self) -> tuple[int, ...]:
@@ -62,29 +77,38 @@ class LoadReport:
         return "\n".join(lines)
 
 
-def _patch_conv_to_ours(array, patch_size):
-    if array.ndim != 4:
-        raise ValueError("a convolution has 4 axes")
-    return np.transpose(array, (2, 3, 1, 0)).reshape(-1, array.shape[0])
-
-
-def _patch_conv_to_official(array, patch_size):
-    p, dim = patch_size, array.shape[-1]
-    return np.transpose(array.reshape(p, p, -1, dim), (3, 2, 0, 1))
-
-
-def _linear(array, patch_size):
-    if array.ndim != 2:
-        raise ValueError("a Linear weight has 2 axes")
-    return np.transpose(array)
-
-
-def _same(array, patch_size):
+def _axes(array, count, what):
+    if array.ndim != count:
+        raise ValueError(f"{what} has {count} axes")
     return array
 
 
-_TO_OURS = {"same": _same, "linear": _linear, "patch_conv": _patch_conv_to_ours}
-_TO_OFFICIAL = {"same": _same, "linear": _linear, "patch_conv": _patch_conv_to_official}
+def _patch_conv_to_ours(array, entry):
+    array = _axes(array, 4, "a convolution")
+    return np.transpose(array, (2, 3, 1, 0)).reshape(-1, array.shape[0])
+
+
+def _patch_conv_to_official(array, entry):
+    p, dim = entry.patch_size, array.shape[-1]
+    return np.transpose(array.reshape(p, p, -1, dim), (3, 2, 0, 1))
+
+
+_TO_OURS = {
+    "same": lambda array, entry: array,
+    "linear": lambda array, entry: np.transpose(_axes(array, 2, "a Linear weight")),
+    "conv": lambda array, entry: np.transpose(_axes(array, 4, "a convolution"), (2, 3, 1, 0)),
+    "patch_conv": _patch_conv_to_ours,
+    "flat": lambda array, entry: array.reshape(entry.variable.shape),
+    "scalar": lambda array, entry: array.reshape(entry.variable.shape),
+}
+_TO_OFFICIAL = {
+    "same": lambda array, entry: array,
+    "linear": lambda array, entry: np.transpose(array),
+    "conv": lambda array, entry: np.transpose(array, (3, 2, 0, 1)),
+    "patch_conv": _patch_conv_to_official,
+    "flat": lambda array, entry: array.reshape(1, 1, -1),
+    "scalar": lambda array, entry: array.reshape(1),
+}
 
 
 def _map_for(model, layout: str) -> Map:
@@ -100,12 +124,22 @@ def _map_for(model, layout: str) -> Map:
 
 
 def _resolve(model, path: str):
-    """The object at an attribute path ("blocks.0.norm1.gamma"), or None if it has none."""
+    """The object at an attribute path, or None if the model has none.
+
+    `"blocks.0.norm1.gamma"` goes through attributes and lists; `"backbone.@conv1_bn.gamma"` takes
+    a layer of a Keras model by its name.
+    """
     value = model
     for part in path.split("."):
         if value is None:
             return None
-        value = value[int(part)] if part.isdigit() else getattr(value, part, None)
+        if part.startswith("@"):
+            names = {layer.name: layer for layer in value.layers}
+            value = names.get(part[1:])
+        elif part.isdigit():
+            value = value[int(part)] if int(part) < len(value) else None
+        else:
+            value = getattr(value, part, None)
     return value
 
 
@@ -114,8 +148,7 @@ def official_entries(model, layout: str) -> list[Entry]:
 
     Args:
         model: a built model of this package.
-        layout: `"mae"` (facebookresearch/mae, pretraining) or `"timm_vit"` (timm's
-            VisionTransformer and MAE's fine-tuning model).
+        layout: a key of `keras_ssl.converters.LAYOUTS`.
 
     Raises:
         ValueError: unknown layout, a class that it does not cover, or a variable of the model that
@@ -126,19 +159,21 @@ def official_entries(model, layout: str) -> list[Entry]:
     patch_size = getattr(backbone, "patch_size", None)
     displaced = _displaced(model, table)
     entries = []
-    for official, ours, transform in table.entries:
+    for official, ours, transform in table.rows(model):
         if ours.startswith(displaced):
             continue
         count = 1
         if "{i}" in ours:
             layers = _resolve(model, ours.split(".{i}", maxsplit=1)[0])
             count = len(layers) if layers is not None else 0
+        transform, _, part = transform.partition(" ")
+        part = tuple(map(int, part.split("/"))) if part else (0, 1)
         for i in range(count):
             variable = _resolve(model, ours.replace("{i}", str(i)))
             if variable is not None:
-                entries.append(
-                    Entry(official.replace("{i}", str(i)), variable, transform, patch_size)
-                )
+                name = official.replace("{i}", str(i))
+                zeros = any(fnmatch.fnmatchcase(name, pattern) for pattern in table.zeros)
+                entries.append(Entry(name, variable, transform, patch_size, part, zeros))
     unreached = _unreached(model, table, entries)
     if unreached:
         raise ValueError(
@@ -185,12 +220,12 @@ def load_official(
     of them is executed.
 
     Args:
-        model: a built model: `MAE`, `ViTBackbone` or `ImageClassifier`, configured like the
-            official one.
+        model: a built model, configured like the official one. Every layout is known for some
+            classes: a method's, the backbone's, the classifier's.
         path_or_state_dict: a `.safetensors`, `.npz` or PyTorch file, or a mapping from official
             name to array.
-        layout: `"mae"` (facebookresearch/mae, pretraining) or `"timm_vit"` (timm's
-            VisionTransformer and MAE's fine-tuning model).
+        layout: a key of `keras_ssl.converters.LAYOUTS`, e.g. `"mae"` (facebookresearch/mae) or
+            `"timm_vit"`; docs/presets.md lists them.
         strict: refuse missing and unexpected tensors. Else they are only reported. A tensor of
             the wrong shape is always refused.
         key: entry of a PyTorch file that holds the tensors.
@@ -215,13 +250,13 @@ def load_official(
     entries = official_entries(model, layout)
     state = read_state_dict(path_or_state_dict, key)
     known = {entry.official for entry in entries}
-    missing = [entry.official for entry in entries if entry.official not in state]
+    missing = [e.official for e in entries if e.official not in state and not e.zeros]
     ignored, unexpected = [], []
     for name in state:
         if name not in known:
             matched = any(fnmatch.fnmatchcase(name, pattern) for pattern in table.ignored)
             (ignored if matched else unexpected).append(name)
-    problems, arrays = [], []
+    problems, arrays = [], {}
     for entry in entries:
         if entry.official not in state:
             continue
@@ -231,8 +266,10 @@ def load_official(
                 f"tensor {entry.official!r} has shape {tuple(array.shape)}, the model needs "
                 f"{tuple(expected)}{_shape_hint(entry, array)}"
             )
-            continue
-        arrays.append((entry, np.array(entry.to_ours(array), order="C")))
+        elif not np.isfinite(array).all():
+            problems.append(f"tensor {entry.official!r} holds NaN or infinity")
+        else:
+            arrays[entry.official] = np.array(entry.to_ours(array), order="C")
     if strict and missing:
         problems.append(f"missing: {', '.join(missing)}")
     if strict and unexpected:
@@ -244,15 +281,36 @@ def load_official(
             "weights, or pass `strict=False` to accept missing and unexpected tensors. "
             f"Received: {len(state)} tensors"
         )
-    for entry, array in arrays:
-        entry.variable.assign(array.astype("float32", copy=False))
+    _assign(entries, arrays)
     return LoadReport(
-        loaded={entry.official: entry.variable.path for entry, _ in arrays},
+        loaded={e.official: e.variable.path for e in entries if e.official in arrays},
         missing=missing,
         unexpected=unexpected,
         ignored=ignored,
         left=[v.path for v in _left(model, table)],
     )
+
+
+def _assign(entries: list[Entry], arrays: dict[str, np.ndarray]) -> None:
+    """Puts the tensors into the variables, those that are parts of one side by side."""
+    parts: dict[int, list[Entry]] = {}
+    for entry in entries:
+        parts.setdefault(id(entry.variable), []).append(entry)
+    for group in parts.values():
+        group = sorted(group, key=lambda entry: entry.part)
+        variable, count = group[0].variable, group[0].part[1]
+        if not any(entry.official in arrays for entry in group):
+            continue
+        pieces = (
+            np.split(keras.ops.convert_to_numpy(variable), count, axis=-1) if count > 1 else [0]
+        )
+        for entry in group:
+            if entry.official in arrays:
+                pieces[entry.part[0]] = arrays[entry.official]
+            elif entry.zeros:
+                pieces[entry.part[0]] = np.zeros_like(pieces[entry.part[0]])
+        value = np.concatenate(pieces, axis=-1) if count > 1 else pieces[0]
+        variable.assign(value.astype("float32", copy=False))
 
 
 def _shape_hint(entry: Entry, array: np.ndarray) -> str:
@@ -273,7 +331,7 @@ def to_official(
     """A model's weights, named and shaped as in an official repository.
 
     Args:
-        model: a built model: `MAE`, `ViTBackbone` or `ImageClassifier`.
+        model: a built model of a class that the layout covers.
         layout: as in `load_official`.
         values: function from a variable to an array of its shape, to convert something else than
             its value, for example its gradient; where it gives `None`, the name is left out.
@@ -299,6 +357,8 @@ def to_official(
         value = entry.variable if values is None else values(entry.variable)
         if value is None:
             continue
-        value = np.asarray(keras.ops.convert_to_numpy(value))
-        arrays[entry.official] = np.array(entry.to_official(value), order="C")
+        value = entry.to_official(np.asarray(keras.ops.convert_to_numpy(value)))
+        if entry.zeros and not value.any():
+            continue
+        arrays[entry.official] = np.array(value, order="C")
     return arrays

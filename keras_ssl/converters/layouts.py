@@ -1,17 +1,26 @@
-"""Name maps as data: official tensor name, our attribute path, and how the array is turned.
+"""What a name map is made of: official tensor name, our attribute path, how the array is turned.
 
-`{i}` runs over a list of layers. A path that ends in `None` in the model at hand (no class token,
-no bias, another kind of MLP) does not apply there; every variable of the model that no entry
-reaches must be listed under `left` of the map, so that a mistyped path cannot hide.
+Every source has a file of its own beside this one that holds its maps. `{i}` in a row runs over a
+list of layers. A path that ends in `None` in the model at hand (no class token, no bias, another
+kind of MLP) does not apply there; every variable of the model that no row reaches must be listed
+under `left` of the map, so that a mistyped path cannot hide.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 # Transforms (convert.py holds the functions):
 #   same        as it is
 #   linear      torch's Linear weight [out, in] to a Dense kernel (in, out)
+#   conv        torch's convolution [out, in, h, w] to a Conv2D kernel (h, w, in, out)
 #   patch_conv  a convolution [dim, channels, p, p] whose stride is its size, to the kernel
 #               (p * p * channels, dim) of a Dense over patches in (row, column, channel) order
+#   flat        [1, 1, dim] to (1, dim)
+#   scalar      one number, stored as a vector of one or as a scalar
+# "linear 1/3" fills the second of three equal parts of our variable, along its last axis: sources
+# that keep queries, keys and values apart.
+
+Row = tuple[str, str, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,106 +28,79 @@ class Map:
     """One layout seen from one of our classes.
 
     Attributes:
-        entries: rows of (official name, our attribute path, transform).
+        entries: rows of (official name, our attribute path, transform), or a function that gives
+            those of a model.
         ignored: patterns of official names that this class has no place for.
         left: attribute paths of ours that the layout has no tensors for.
         displaced: pairs of attribute paths; entries of the first do not apply where the second
             exists.
+        zeros: patterns of official names that a source may leave out, meaning zeros.
     """
 
-    entries: tuple[tuple[str, str, str], ...]
+    entries: tuple[Row, ...] | Callable
     ignored: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
     displaced: tuple[tuple[str, str], ...] = ()
+    zeros: tuple[str, ...] = ()
+
+    def rows(self, model) -> tuple[Row, ...]:
+        return tuple(self.entries(model)) if callable(self.entries) else self.entries
 
 
-def _norm(official: str, ours: str):
+def norm(official: str, ours: str) -> tuple[Row, ...]:
+    """A torch LayerNorm."""
     return (
         (f"{official}.weight", f"{ours}.gamma", "same"),
         (f"{official}.bias", f"{ours}.beta", "same"),
     )
 
 
-def _dense(official: str, ours: str):
+def batch_norm(official: str, ours: str) -> tuple[Row, ...]:
+    """A torch BatchNorm with its running statistics."""
     return (
-        (f"{official}.weight", f"{ours}.kernel", "linear"),
+        *norm(official, ours),
+        (f"{official}.running_mean", f"{ours}.moving_mean", "same"),
+        (f"{official}.running_var", f"{ours}.moving_variance", "same"),
+    )
+
+
+def dense(official: str, ours: str, kind: str = "linear") -> tuple[Row, ...]:
+    """A torch Linear (or, by its kind, a convolution)."""
+    return (
+        (f"{official}.weight", f"{ours}.kernel", kind),
         (f"{official}.bias", f"{ours}.bias", "same"),
     )
 
 
-def _blocks(official: str, ours: str):
-    """timm's Block. qkv is packed [q, k, v], then heads, in timm and here: only transposed."""
-    o, k = official + ".{i}", ours + ".{i}"
-    return (
-        *_norm(f"{o}.norm1", f"{k}.norm1"),
-        *_dense(f"{o}.attn.qkv", f"{k}.attention.qkv"),
-        *_dense(f"{o}.attn.proj", f"{k}.attention.projection"),
-        (f"{o}.ls1.gamma", f"{k}.layer_scale1.gamma", "same"),
-        *_norm(f"{o}.norm2", f"{k}.norm2"),
-        *_dense(f"{o}.mlp.fc1", f"{k}.mlp.fc1"),
-        *_dense(f"{o}.mlp.fc2", f"{k}.mlp.fc2"),
-        *_dense(f"{o}.mlp.w12", f"{k}.mlp.w12"),
-        *_dense(f"{o}.mlp.w3", f"{k}.mlp.w3"),
-        (f"{o}.ls2.gamma", f"{k}.layer_scale2.gamma", "same"),
+def split_dense(officials: tuple[str, ...], ours: str) -> tuple[Row, ...]:
+    """Several torch Linears that are one Dense here."""
+    n = len(officials)
+    return tuple(
+        row
+        for i, official in enumerate(officials)
+        for row in (
+            (f"{official}.weight", f"{ours}.kernel", f"linear {i}/{n}"),
+            (f"{official}.bias", f"{ours}.bias", f"same {i}/{n}"),
+        )
     )
 
 
-def _encoder(prefix: str = ""):
+def head(official: str, ours: str, linears: tuple, norms: tuple = ()) -> tuple[Row, ...]:
+    """A torch Sequential of Linear and BatchNorm, by their places, as a `ProjectionHead`."""
     return (
-        ("cls_token", f"{prefix}class_token", "same"),
-        ("pos_embed", f"{prefix}position_embedding", "same"),
-        ("patch_embed.proj.weight", f"{prefix}patch_embedding.kernel", "patch_conv"),
-        ("patch_embed.proj.bias", f"{prefix}patch_embedding.bias", "same"),
-        *_blocks("blocks", f"{prefix}blocks"),
-        *_norm("norm", f"{prefix}norm"),
+        *(
+            row
+            for i, n in enumerate(linears)
+            for row in dense(f"{official}.{n}", f"{ours}.linears.{i}")
+        ),
+        *(
+            row
+            for i, n in enumerate(norms)
+            for row in batch_norm(f"{official}.{n}", f"{ours}.norms.{i}")
+        ),
     )
 
 
-# facebookresearch/mae, models_mae.py. Its decoder_pred writes pixels in (row, column, channel)
-# order, as ours does, so it is a plain Linear.
-_MAE = (
-    *_encoder("backbone."),
-    *_dense("decoder_embed", "decoder_embedding"),
-    ("mask_token", "mask_token", "same"),
-    ("decoder_pos_embed", "decoder_position_embedding", "same"),
-    *_blocks("decoder_blocks", "decoder_blocks"),
-    *_norm("decoder_norm", "decoder_norm"),
-    *_dense("decoder_pred", "decoder_prediction"),
-)
-_MAE_DECODER = ("mask_token", "decoder_*")
-
-# With mean pooling the classifier normalises after the mean; a final norm of its backbone takes no
-# part, and the official model has none.
-_HEAD_NORM = (("backbone.norm", "head_norm"),)
-
-LAYOUTS: dict[str, dict[str, Map]] = {
-    "mae": {
-        "MAE": Map(_MAE),
-        "ViTBackbone": Map(
-            _encoder(), ignored=(*_MAE_DECODER, "norm.*"), left=("register_tokens", "mask_token")
-        ),
-        # Fine-tuning starts from the encoder; the head and, with mean pooling, its norm are new.
-        "ImageClassifier": Map(
-            _encoder("backbone."),
-            ignored=(*_MAE_DECODER, "norm.*"),
-            left=("head_norm", "output_dense"),
-            displaced=_HEAD_NORM,
-        ),
-    },
-    # timm's VisionTransformer, and models_vit.py of facebookresearch/mae on top of it.
-    "timm_vit": {
-        "ViTBackbone": Map(
-            _encoder(),
-            ignored=("head.*", "fc_norm.*", "norm.*"),
-            left=("register_tokens", "mask_token"),
-        ),
-        "ImageClassifier": Map(
-            (
-                *_encoder("backbone."),
-                *_norm("fc_norm", "head_norm"),
-                *_dense("head", "output_dense"),
-            ),
-            displaced=_HEAD_NORM,
-        ),
-    },
-}
+def prefixed(rows: tuple[Row, ...], official: str = "", ours: str = "") -> tuple[Row, ...]:
+    """Rows below a prefix on either side."""
+    return tuple((official + theirs, ours + mine, how) for theirs, mine, how in rows)

@@ -1,6 +1,7 @@
 """Position tables of the vision transformers, and their interpolation to other image sizes."""
 
 import numpy as np
+from keras import ops
 
 
 def sincos_position_embedding(
@@ -120,3 +121,62 @@ def grid_interpolation_matrix(
         for old, new in zip(grid, new_grid, strict=True)
     ]
     return np.kron(*axes).astype("float32")
+
+
+def rotary_angles(height: int, width: int, head_dim: int, theta: float = 100.0) -> np.ndarray:
+    """Angles of axial rotary position embedding over a grid of patches.
+
+    With `m = head_dim / 4` frequencies `w_i = theta ** (-i / m)` and patch centres `(y, x)` in
+    `[-1, 1]`, the angles of a patch are `2 pi [y w, x w]`, twice. They depend on the relative
+    place in the picture, so they hold for any image size.
+
+    Args:
+        height: rows of patches.
+        width: columns of patches.
+        head_dim: width of one attention head, a multiple of 4.
+        theta: base of the geometric frequencies.
+
+    Returns:
+        A float64 array `(height * width, head_dim)`, rows in reading order.
+
+    Example:
+
+    >>> rotary_angles(4, 4, 8).shape
+    (16, 8)
+
+    Reference:
+        Simeoni et al., DINOv3, 2025, section 3.2; Heo et al., Rotary Position Embedding for Vision
+        Transformer, 2024.
+    """
+    if head_dim <= 0 or head_dim % 4:
+        raise ValueError(
+            "Rotary positions need attention heads whose width is a multiple of 4. "
+            f"Received: head_dim={head_dim}"
+        )
+    frequencies = theta ** (-np.arange(head_dim // 4, dtype=np.float64) / (head_dim // 4))
+    y, x = (2 * (np.arange(n) + 0.5) / n - 1 for n in (height, width))
+    centers = np.stack(np.meshgrid(y, x, indexing="ij"), axis=-1).reshape(-1, 2, 1)
+    angles = (2 * np.pi * centers * frequencies).reshape(height * width, head_dim // 2)
+    return np.tile(angles, (1, 2))
+
+
+def rotate(x, rotary):
+    """Turns queries or keys of patches by their angles; tokens in front stay as they are.
+
+    Channel `i` of the first half and channel `i` of the second are one point of a plane.
+
+    Args:
+        x: `(batch, tokens, heads, head_dim)`.
+        rotary: cosines and sines, each `(patches, head_dim)` or `(batch, patches, head_dim)`, of
+            the last tokens.
+
+    Returns:
+        As `x`.
+    """
+    cos, sin = (ops.expand_dims(table, axis=-2) for table in rotary)
+    prefix = x.shape[1] - cos.shape[-3]
+    patches = x[:, prefix:]
+    first, second = ops.split(patches, 2, axis=-1)
+    turned = patches * ops.cast(cos, x.dtype)
+    turned = turned + ops.concatenate([-second, first], axis=-1) * ops.cast(sin, x.dtype)
+    return ops.concatenate([x[:, :prefix], turned], axis=1) if prefix else turned
