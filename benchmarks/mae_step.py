@@ -163,22 +163,22 @@ for _backend in ("torch", "tensorflow", "jax"):
     LINES[f"encoder, mask tokens, {_backend}"] = (_backend, measure_encoder, {"masked": False})
 
 
-def worker(name, steps):
-    _, measure, kwargs = LINES[name]
+def worker(line, steps):
+    """Measures one line in this process."""
+    _, measure, kwargs = line
     first, step = measure(steps, **kwargs)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps({"first": first, "step": step, "peak": peak}))
 
 
-def run(quick: bool = False, rounds: int = 3, steps: int = 8) -> list[dict]:
-    """Measures all lines in turns; prints the tables and returns their rows."""
-    rounds, steps = (1, 2) if quick else (rounds, steps)
-    results = {name: [] for name in LINES}
+def in_turns(script, lines, rounds, steps) -> list[dict]:
+    """Medians of every line of a script, each measured in processes of its own."""
+    results = {name: [] for name in lines}
     for _ in range(rounds):
-        for name, (backend, _, _) in LINES.items():
+        for name, (backend, _, _) in lines.items():
             environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
             out = subprocess.run(
-                [sys.executable, __file__, "--worker", name, "--steps", str(steps)],
+                [sys.executable, script, "--worker", name, "--steps", str(steps)],
                 env=environment,
                 capture_output=True,
                 text=True,
@@ -188,10 +188,16 @@ def run(quick: bool = False, rounds: int = 3, steps: int = 8) -> list[dict]:
             results[name].append(json.loads(out.stdout.splitlines()[-1]))
     rows = []
     for name, measured in results.items():
-        row = {
-            key: statistics.median(m[key] for m in measured) for key in ("first", "step", "peak")
-        }
-        rows.append({"name": name, **row, "backend": LINES[name][0]})
+        keys = ("first", "step", "peak")
+        row = {key: statistics.median(m[key] for m in measured) for key in keys}
+        rows.append({"name": name, **row, "backend": lines[name][0]})
+    return rows
+
+
+def run(quick: bool = False, rounds: int = 3, steps: int = 8) -> list[dict]:
+    """Measures all lines in turns; prints the tables and returns their rows."""
+    rounds, steps = (1, 2) if quick else (rounds, steps)
+    rows = in_turns(__file__, LINES, rounds, steps)
     by_name = {row["name"]: row for row in rows}
     peer = by_name["transformers (PyTorch)"]["step"]
     print("\nMAE step, ViT-Tiny, 224 px, batch 16, AdamW (ratio to transformers; lower is faster)")
@@ -226,6 +232,6 @@ if __name__ == "__main__":
     parser.add_argument("--worker")
     arguments = parser.parse_args()
     if arguments.worker:
-        worker(arguments.worker, arguments.steps)
+        worker(LINES[arguments.worker], arguments.steps)
     else:
         run(rounds=arguments.rounds, steps=arguments.steps)

@@ -5,6 +5,7 @@ Command: python benchmarks/run.py [--quick]
 
 import argparse
 
+import joint_step
 import mae_step
 import nt_xent
 import views
@@ -13,5 +14,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="few repeats, to see that it runs")
     arguments = parser.parse_args()
-    for benchmark in (mae_step, views, nt_xent):
+    for benchmark in (mae_step, joint_step, views, nt_xent):
         benchmark.run(quick=arguments.quick)

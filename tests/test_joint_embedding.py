@@ -277,3 +277,28 @@ def test_heads_by_table():
     assert shapes(**widths) == ([(6, 8), (8, 7), (7, 4)], [False] * 3, 2)
     with pytest.raises(ValueError, match="hidden_dim"):
         ProjectionHead(4, hidden_dim=[3], num_layers=3)
+
+
+@pytest.mark.parametrize("name, deviation", [("torch", 3**-0.5), ("haiku", 0.8796), ("glorot", 1)])
+def test_heads_start_as_in_the_published_codes(name, deviation):
+    keras.utils.set_random_seed(0)
+    head = ProjectionHead(100, initializer=name, output_bias=True)
+    head.build((None, 100))
+    kernel, bias = to_numpy(head.linears[1].kernel), to_numpy(head.linears[1].bias)
+    assert kernel.std() == pytest.approx(0.1 * deviation, rel=0.02)
+    reach = {"torch": 0.1, "haiku": 0.2, "glorot": 0.1 * 3**0.5}[name]
+    assert np.abs(kernel).max() == pytest.approx(reach, rel=0.01)
+    assert np.abs(bias).max() == pytest.approx(0.1 if name == "torch" else 0.0, rel=0.1)
+    assert ProjectionHead.from_config(head.get_config()).initializer == name
+    with pytest.raises(ValueError, match="initializer"):
+        ProjectionHead(4, initializer="xavier")
+
+
+@pytest.mark.parametrize(
+    "method", sorted({"barlow_twins", "byol", "moco", "moco_v3", "simsiam", "vicreg"})
+)
+def test_methods_start_as_their_published_codes(method):
+    model = METHODS[method]()
+    heads = [getattr(model, n) for n in ("projection_head", "prediction_head") if hasattr(model, n)]
+    starts = {head.initializer for head in heads}
+    assert starts == {"haiku" if method == "byol" else "torch"}

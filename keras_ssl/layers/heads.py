@@ -1,6 +1,39 @@
 """Projection and prediction heads."""
 
 import keras
+from keras import initializers
+
+
+def linear_initializers(name: str, fan_in: int) -> dict:
+    """How a linear layer starts, as arguments of `keras.layers.Dense`.
+
+    | name | kernel | bias |
+    | --- | --- | --- |
+    | `"glorot"` | `U(-a, a)`, `a = sqrt(6 / (fan_in + fan_out))` | 0 |
+    | `"torch"` | `U(-a, a)`, `a = 1 / sqrt(fan_in)` | the same |
+    | `"haiku"` | normal, deviation `1 / sqrt(fan_in)`, cut at two deviations | 0 |
+
+    Args:
+        name: one of the table: what Keras, `torch.nn.Linear` and `haiku.Linear` do.
+        fan_in: width of the input.
+
+    Example:
+
+    >>> layer = keras.layers.Dense(8, **linear_initializers("torch", fan_in=16))
+    """
+    scale = fan_in**-0.5
+    if name == "torch":
+        return dict(
+            kernel_initializer=initializers.RandomUniform(-scale, scale),
+            bias_initializer=initializers.RandomUniform(-scale, scale),
+        )
+    if name == "haiku":
+        return dict(kernel_initializer=initializers.TruncatedNormal(stddev=scale))
+    if name != "glorot":
+        raise ValueError(
+            f'`initializer` must be "glorot", "torch" or "haiku". Received: initializer={name!r}'
+        )
+    return {}
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
@@ -37,6 +70,8 @@ class ProjectionHead(keras.layers.Layer):
         output_bias: give the last layer one; `None`: where no normalisation follows.
         batch_norm_momentum: of the moving statistics.
         batch_norm_epsilon: added to the variance.
+        initializer: `"glorot"`, `"torch"` or `"haiku"`, see `linear_initializers`; the models take
+            that of the method's published code.
 
     Example:
 
@@ -62,11 +97,13 @@ class ProjectionHead(keras.layers.Layer):
         output_bias: bool | None = None,
         batch_norm_momentum: float = 0.9,
         batch_norm_epsilon: float = 1e-5,
+        initializer: str = "glorot",
         **kwargs,
     ):
         super().__init__(**kwargs)
         if num_layers < 1:
             raise ValueError(f"`num_layers` must be positive. Received: num_layers={num_layers}")
+        linear_initializers(initializer, 1)  # refuses what is none
         if isinstance(hidden_dim, (list, tuple)):
             hidden_dim = tuple(hidden_dim)
             if len(hidden_dim) != num_layers - 1:
@@ -85,6 +122,7 @@ class ProjectionHead(keras.layers.Layer):
         self.final_scale = final_scale
         self.batch_norm_momentum = batch_norm_momentum
         self.batch_norm_epsilon = batch_norm_epsilon
+        self.initializer = initializer
 
     def build(self, input_shape):
         dim = input_shape[-1]
@@ -102,6 +140,7 @@ class ProjectionHead(keras.layers.Layer):
                 use_bias=not normalized if use_bias is None else use_bias,
                 dtype=self.dtype_policy,
                 name=f"linear_{i}",
+                **linear_initializers(self.initializer, dim),
             )
             linear.build((None, dim))
             self.linears.append(linear)
@@ -145,4 +184,5 @@ class ProjectionHead(keras.layers.Layer):
             "final_scale": self.final_scale,
             "batch_norm_momentum": self.batch_norm_momentum,
             "batch_norm_epsilon": self.batch_norm_epsilon,
+            "initializer": self.initializer,
         }

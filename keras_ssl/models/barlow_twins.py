@@ -80,6 +80,7 @@ class BarlowTwins(SSLTask):
             num_layers=3,
             final_batch_norm=False,
             output_bias=False,
+            initializer="torch",
             dtype=self.dtype_policy,
             name="projection_head",
         )

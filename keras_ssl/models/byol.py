@@ -87,6 +87,7 @@ class BYOL(MomentumTeacher, SSLTask):
             final_batch_norm=False,
             hidden_bias=True,
             output_bias=False,
+            initializer="haiku",
             dtype=self.dtype_policy,
         )
         self.projection_head = ProjectionHead(

@@ -109,6 +109,7 @@ class MoCo(MomentumTeacher, SSLTask):
             projection_dim,
             num_layers=version,
             batch_norm=False,
+            initializer="torch",
             dtype=self.dtype_policy,
             name="projection_head",
         )

@@ -109,6 +109,7 @@ class MoCoV3(MomentumTeacher, SSLTask):
             projection_hidden_dim,
             num_layers=num_projection_layers,
             final_scale=False,
+            initializer="torch",
             dtype=self.dtype_policy,
             name="projection_head",
         )
@@ -119,6 +120,7 @@ class MoCoV3(MomentumTeacher, SSLTask):
             final_batch_norm=normalize_prediction,
             final_scale=False,
             output_bias=False,
+            initializer="torch",
             dtype=self.dtype_policy,
             name="prediction_head",
         )

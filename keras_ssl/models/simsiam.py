@@ -79,6 +79,7 @@ class SimSiam(SSLTask):
             projection_hidden_dim,
             num_layers=3,
             final_scale=False,
+            initializer="torch",
             dtype=self.dtype_policy,
             name="projection_head",
         )
@@ -87,6 +88,7 @@ class SimSiam(SSLTask):
             projection_dim,
             prediction_hidden_dim or max(1, projection_dim // 4),
             final_batch_norm=False,
+            initializer="torch",
             dtype=self.dtype_policy,
             name="prediction_head",
         )

@@ -85,6 +85,7 @@ class VICReg(SSLTask):
             final_batch_norm=False,
             hidden_bias=True,
             output_bias=False,
+            initializer="torch",
             dtype=self.dtype_policy,
             name="projection_head",
         )

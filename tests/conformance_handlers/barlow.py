@@ -6,6 +6,7 @@ from gradients import input_gradients, variable_gradients
 from keras import ops
 
 from conformance_handlers.framework import Case, as_numpy, handler
+from conformance_handlers.initial import check_heads
 from conformance_handlers.optimizers import (
     compare_move,
     compare_zero_gradient,
@@ -71,6 +72,7 @@ def barlow_train(case: Case):
     )
     names = TorchNames()
     names.add_head("projector.", model.projection_head)
+    check_heads(case, names.fresh(), ["projector."])
     own = {n: a for n, a in parameters.items() if not n.startswith("bn.")}
     names.load(case, own)
     x = as_images(y1), as_images(y2)
@@ -174,6 +176,7 @@ def vicreg(case: Case):
     )
     names = TorchNames()
     names.add_head("projector.", model.projection_head)
+    check_heads(case, names.fresh(), ["projector."])
     names.load(case, parameters)
     views = tuple(as_images(f) for f in features)
     keys = case.keys("grad/projector.")

@@ -8,6 +8,7 @@ from gradients import compiled, input_gradients, variable_gradients
 from keras import layers, ops
 
 from conformance_handlers.framework import Case, as_numpy, handler
+from conformance_handlers.initial import check_heads
 from conformance_handlers.optimizers import (
     compare_move,
     compare_zero_gradient,
@@ -206,6 +207,8 @@ def training(case: Case):
     teacher, _ = _variables(model, model.teacher_backbone, model.teacher_projection_head, False)
     wrong = set(ours) ^ set(online)
     case.check("every parameter has its place", not wrong, ", ".join(sorted(wrong)))
+    fresh = {n: as_numpy(v).reshape(online[n].shape) for n, v in ours.items()}
+    check_heads(case, fresh, ["projector/", "predictor/"])
 
     def load():
         for variables, values in ((ours, online), (teacher, target)):

@@ -1,5 +1,7 @@
 """How a model starts, beside `meta.init_stats` (statistics of the official initialiser's draw)."""
 
+from collections.abc import Collection
+
 import numpy as np
 
 from conformance_handlers.framework import Case
@@ -9,7 +11,11 @@ SIGMAS = 6.0
 
 
 def check_initialisers(
-    case: Case, fresh: dict[str, np.ndarray], skip: dict[str, str] | None = None
+    case: Case,
+    fresh: dict[str, np.ndarray],
+    skip: dict[str, str] | None = None,
+    tables: Collection[str] | None = None,
+    names: Collection[str] | None = None,
 ):
     """Compare a fresh model's arrays, by official name, with the file's statistics.
 
@@ -20,9 +26,14 @@ def check_initialisers(
 
     Args:
         skip: official name to the reason why its start differs by design.
+        tables: official names of fixed tables, whose values the file holds; `None`: everything that
+            gets no gradient.
+        names: official names to compare; `None`: all.
     """
     stats = case.meta.get("init_stats") or {}
     for name, theirs in stats.items():
+        if names is not None and name not in names:
+            continue
         if skip and name in skip:
             case.check(f"start of {name}", True, f"not compared: {skip[name]}")
             continue
@@ -33,7 +44,7 @@ def check_initialisers(
         if list(ours.shape) != list(theirs["shape"]):
             case.check(f"start of {name}", False, f"shape {ours.shape}, not {theirs['shape']}")
             continue
-        if not theirs.get("requires_grad", True):
+        if not theirs.get("requires_grad", True) if tables is None else name in tables:
             # Fixed tables are not random: the file's parameter itself is the initial value.
             case.compare_values(f"start of {name}", ours, case.arrays[f"param/{name}"])
             continue
@@ -45,8 +56,37 @@ def check_initialisers(
         )
 
 
+def check_heads(
+    case: Case,
+    fresh: dict[str, np.ndarray],
+    heads: Collection[str],
+    teacher: tuple[str, str] | None = None,
+    tables: Collection[str] = (),
+):
+    """Compare the start of what a method adds to an encoder that is the user's own.
+
+    Args:
+        fresh: as above.
+        heads: beginnings of official names that are compared; the rest is the encoder.
+        teacher: beginnings `(teacher's, student's)`: the teacher must start as a copy, as there.
+        tables: as above.
+    """
+    names, copies = [], True
+    for name in case.meta.get("init_stats") or {}:
+        if teacher and name.startswith(teacher[0]):
+            student = teacher[1] + name[len(teacher[0]) :]
+            copies = copies and np.array_equal(fresh[name], fresh[student])
+        elif name.startswith(tuple(heads)):
+            names.append(name)
+    if teacher:
+        case.check("the teacher starts as a copy of the student", copies)
+    check_initialisers(case, fresh, tables=tables, names=names)
+
+
 def _differences(ours, theirs):
-    mean, std, limit = theirs["mean"], theirs["std"], max(abs(theirs["min"]), abs(theirs["max"]))
+    mean, std = theirs["mean"], theirs["std"]
+    # Some files do not say how far the values reach.
+    limit = max(abs(theirs[end]) for end in ("min", "max")) if "max" in theirs else np.inf
     if std < 1e-12:
         wrong = np.abs(ours - mean).max()
         return [f"expected the constant {mean:g}, off by {wrong:.1e}"] if wrong > 1e-7 else []

@@ -6,6 +6,7 @@ from gradients import compiled, variable_gradients
 from keras import ops
 
 from conformance_handlers.framework import Case, as_numpy, handler
+from conformance_handlers.initial import check_heads
 from conformance_handlers.optimizers import compare_move
 from conformance_handlers.torch_names import TorchNames, tiny_resnet
 from keras_ssl.models import MoCo
@@ -59,6 +60,9 @@ def _moco(case, groups):
             names.add_head(prefix + "fc.", head)
         else:
             names.add_layer(prefix + "fc", head.linears[0])
+    check_heads(case, names.fresh(), ["encoder_q.fc."], teacher=("encoder_k.", "encoder_q."))
+    lengths = np.linalg.norm(as_numpy(model.queue.rows), axis=1)
+    case.check("the queue starts with unit vectors", np.abs(lengths - 1).max() < 1e-6)
     names.load(case, parameters)
     model.queue.rows.assign(ops.convert_to_tensor(queue.T.copy()))
     model.queue.pointer.assign(int(pointer[0]))

@@ -6,6 +6,7 @@ from gradients import compiled, variable_gradients
 from keras import ops
 
 from conformance_handlers.framework import Case, UnknownOption, as_numpy, handler
+from conformance_handlers.initial import check_heads
 from conformance_handlers.optimizers import compare_move, compare_zero_gradient
 from conformance_handlers.torch_names import TorchNames, tiny_resnet
 from keras_ssl import schedules
@@ -69,6 +70,9 @@ def model(case: Case):
             names.add_resnet(prefix, backbone)
             names.add_head(prefix + "fc.", head)
     names.add_head("predictor.", task.prediction_head)
+    heads = ["base_encoder.fc.", "predictor."] if config["arch"] == "resnet" else [""]
+    copies = ("momentum_encoder.", "base_encoder.")
+    check_heads(case, names.fresh(), heads, copies, tables=["base_encoder.pos_embed"])
     per_epoch = 1 / config["epoch_per_step"]
     start = round(config["start_epoch"] * per_epoch)
     optimizer = _optimizer(case, task, start)

@@ -97,6 +97,10 @@ class TorchNames:
             self.variables[prefix + entry.official] = entry.variable
             self.entries[prefix + entry.official] = entry
 
+    def fresh(self) -> dict[str, np.ndarray]:
+        """Every value as it is now, by official name."""
+        return {name: self.official(name) for name in self.variables}
+
     def load(self, case, parameters: dict) -> None:
         """Sets every variable; every array of the file but counters must have a place."""
         ours = set(self.variables)
