@@ -130,6 +130,122 @@ def test_zero_multiplier_freezes_but_moments_accumulate():
     assert np.abs(ops.convert_to_numpy(optimizer.momentums[3])).min() > 0
 
 
+# ---- what DINO and DINOv2 add
+
+
+@pytest.mark.parametrize("cls", [AdamW, LARS])
+def test_frozen_variables_begin_when_they_are_released(cls):
+    """As in PyTorch with gradients of None: no decay, no moments, and Adam's count starts later."""
+    arrays, gradients = random_problem(8, steps=5)
+    masked = [
+        [None if path == "token" and step < 2 else g for path, g in zip(SHAPES, row, strict=True)]
+        for step, row in enumerate(gradients)
+    ]
+    decay = WarmupCosine(0.04, total_steps=5, final=0.4)
+    decays = [float(decay(step)) for step in range(5)]
+    options = {"weight_decay": decay, "frozen_steps": {"token": 2}}
+    if cls is AdamW:
+        groups = [(1.0, 0.04)] * 4
+        history = torch_adamw(arrays, masked, groups, [0.01] * 5, decays)
+    else:
+        options |= {"momentum_holds": "scaled_gradient", "exclude_from_layer_adaptation": (".",)}
+        options |= {"exclude_1d": False}
+        history = torch_sgd(arrays, masked, [0.01] * 5, decays)
+    optimizer, variables = cls(0.01, **options), make_variables(arrays)
+    for step, row in enumerate(gradients):
+        apply(optimizer, variables, row)
+        if step < 2:
+            np.testing.assert_array_equal(numpy_values(variables)[3], arrays["token"])
+            assert not ops.convert_to_numpy(optimizer.momentums[3]).any()
+        for actual, desired in zip(numpy_values(variables), history[step], strict=True):
+            np.testing.assert_allclose(actual, desired, rtol=1e-6, atol=1e-6)
+    assert optimizer.parameter_groups()[3]["frozen_steps"] == 2
+
+
+def torch_sgd(arrays, gradients, rates, decays):
+    parameters = [torch.nn.Parameter(torch.tensor(a)) for a in arrays.values()]
+    optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
+    history = []
+    for rate, decay, row in zip(rates, decays, gradients, strict=True):
+        optimizer.param_groups[0].update(lr=rate, weight_decay=decay)
+        for parameter, gradient in zip(parameters, row, strict=True):
+            parameter.grad = None if gradient is None else torch.tensor(gradient)
+        optimizer.step()
+        history.append([p.detach().numpy().copy() for p in parameters])
+    return history
+
+
+def test_multiplier_schedule_against_float64():
+    """DINOv2's last layer: rate 0 at first, while the moments accumulate."""
+    arrays, gradients = random_problem(9, steps=4)
+    multiplier = WarmupCosine(1.0, total_steps=4, final=1.0, freeze_steps=2)
+    schedule = WarmupCosine(0.01, total_steps=4)
+    optimizer = AdamW(
+        schedule, weight_decay=0.1, learning_rate_multipliers={"token": multiplier, "dense": 0.5}
+    )
+    variables = make_variables(arrays)
+    p, m, v = arrays["token"].astype("float64"), 0.0, 0.0
+    for step, row in enumerate(gradients):
+        apply(optimizer, variables, row)
+        rate = float(schedule(step)) * float(step >= 2)
+        m, v = 0.9 * m + 0.1 * row[3], 0.999 * v + 0.001 * row[3].astype("float64") ** 2
+        t = step + 1
+        p = p * (1 - rate * 0.1)
+        p = p - rate / (1 - 0.9**t) * m / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+        np.testing.assert_allclose(numpy_values(variables)[3], p, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("groups", [None, ["dense", "token"], [""]])
+def test_clipping_equals_torch(groups):
+    arrays, gradients = random_problem(10, steps=1)
+    row = [g * scale for g, scale in zip(gradients[0], (1.0, 0.1, 0.0, 3e-6), strict=True)]
+    limit = 1e-6 if groups == ["dense", "token"] else 0.5
+    parts = {None: [[0], [1], [2], [3]], 2: [[0, 1], [3]], 1: [[0, 1, 2, 3]]}
+    expected = [torch.tensor(g, dtype=torch.float64) for g in row]
+    for part in parts[groups and len(groups)]:
+        norm = torch.sqrt(sum((expected[i] ** 2).sum() for i in part))
+        for i in part:
+            expected[i] = expected[i] * min(1.0, limit / (norm + 1e-6))
+    optimizer = LARS(
+        1.0,
+        momentum=0.0,
+        weight_decay=0.0,
+        exclude_from_layer_adaptation=(".",),
+        clip_group_norm=limit,
+        clip_groups=groups,
+    )
+    variables = make_variables({path: np.zeros_like(a) for path, a in arrays.items()})
+    apply(optimizer, variables, row)
+    for actual, desired in zip(numpy_values(variables), expected, strict=True):
+        np.testing.assert_allclose(actual, -desired.numpy(), rtol=1e-5, atol=1e-12)
+    parameters = [torch.nn.Parameter(torch.tensor(a)) for a in arrays.values()]
+    for parameter, gradient in zip(parameters, row, strict=True):
+        parameter.grad = torch.tensor(gradient)
+    if groups == [""]:
+        torch.nn.utils.clip_grad_norm_(parameters, limit)
+        for actual, parameter in zip(numpy_values(variables), parameters, strict=True):
+            np.testing.assert_allclose(actual, -parameter.grad, rtol=1e-5, atol=1e-12)
+
+
+def test_these_options_are_saved():
+    optimizer = AdamW(
+        0.01,
+        weight_decay=WarmupCosine(0.04, 10, final=0.4),
+        learning_rate_multipliers={"last": WarmupCosine(1.0, 10, freeze_steps=2), "norm": 0.5},
+        frozen_steps={"weight_v$": 3},
+        clip_group_norm=3.0,
+        clip_groups=["backbone", "head"],
+    )
+    config = json.loads(json.dumps(keras.optimizers.serialize(optimizer)))
+    restored = keras.optimizers.deserialize(config)
+    assert restored.get_config() == optimizer.get_config()
+    variables = make_variables({"head/last": np.ones(2), "head/weight_v": np.ones(2)})
+    groups = restored.parameter_groups(variables)
+    assert float(groups[0]["learning_rate_multiplier"](1)) == 0.0
+    assert [g["frozen_steps"] for g in groups] == [0, 3]
+    assert [g["clip_group"] for g in groups] == ["head", "head"]
+
+
 # ---- LARS
 
 FILTERED = {"exclude_1d": True}
@@ -267,6 +383,7 @@ def make_optimizer(name, **kwargs):
         "exclude_from_weight_decay": ("norm",),
         "learning_rate_multipliers": {"head": 0.5, "norm": 2.0},
         "weight_decay": 0.1,
+        "frozen_steps": {"head": 2},
         **kwargs,
     }
     if name == "adamw":
@@ -353,7 +470,11 @@ def test_compiled_fit_equals_eager_fit(name):
 @pytest.mark.parametrize("name", ["adamw", "lars"])
 def test_gradient_accumulation_equals_the_large_batch(name):
     x, y = data()
-    keyword = {"learning_rate_multipliers": {"head": 0.5}}
+    keyword = {
+        "learning_rate_multipliers": {"head": 0.5},
+        "frozen_steps": {"body": 2},
+        "clip_group_norm": 0.1,  # of the accumulated gradient
+    }
     cls = AdamW if name == "adamw" else LARS
     large = make_model(cls(0.01, **keyword))
     large.fit(x, y, batch_size=16, epochs=2, shuffle=False, verbose=0)
@@ -450,6 +571,10 @@ def test_excluding_by_the_keras_method_survives_saving():
         (lambda: AdamW(0.1, exclude_from_weight_decay="bias"), "not a single string"),
         (lambda: AdamW(0.1, exclude_from_weight_decay=("(",)), "valid regular expressions"),
         (lambda: AdamW(0.1, learning_rate_multipliers={"a": -1.0}), "-1.0"),
+        (lambda: AdamW(0.1, frozen_steps={"a": -1}), "'a': -1"),
+        (lambda: AdamW(0.1, clip_group_norm=0.0), "clip_group_norm=0.0"),
+        (lambda: AdamW(0.1, clip_groups=["a"]), "needs `clip_group_norm`"),
+        (lambda: AdamW(0.1, clip_group_norm=1.0, clipnorm=1.0), "Only one of"),
         (lambda: LARS(0.1, momentum=1.0), "momentum=1.0"),
         (lambda: LARS(0.1, trust_coefficient=0.0), "trust_coefficient=0.0"),
         (lambda: LARS(0.1, momentum_holds="v"), "momentum_holds='v'"),

@@ -4,6 +4,7 @@ Both keep their parameter groups (weight-decay exclusions, learning-rate multipl
 expressions on `variable.path`, so that a saved model continues with the same groups.
 """
 
+import functools
 import math
 import re
 
@@ -46,14 +47,45 @@ def _path(variable):
     return getattr(variable, "path", variable.name)
 
 
+def _check_clipping(optimizer, norm, groups):
+    if norm is None:
+        if groups is not None:
+            raise ValueError(
+                "`clip_groups` needs `clip_group_norm`, the norm that every group is clipped to. "
+                f"Received: clip_groups={groups}"
+            )
+        return
+    if not (isinstance(norm, (int, float)) and norm > 0.0):
+        raise ValueError(
+            f"`clip_group_norm` must be greater than 0. Received: clip_group_norm={norm}"
+        )
+    if any((optimizer.clipnorm, optimizer.clipvalue, optimizer.global_clipnorm)):
+        raise ValueError(
+            "Only one of `clipnorm`, `clipvalue`, `global_clipnorm` and `clip_group_norm` can be "
+            f"given. Received: clip_group_norm={norm}"
+        )
+
+
+def _clip_factors(gradients, groups, limit):
+    """`min(1, limit / (norm + 1e-6))` of every group of positions, as PyTorch clips."""
+    if _TORCH:  # two multi-tensor calls instead of a kernel for every gradient
+        norms = torch.stack([n.float() for n in torch._foreach_norm(gradients)]).unbind()
+        squares = torch._foreach_mul(list(norms), list(norms))
+    else:
+        squares = [ops.sum(ops.square(ops.cast(g, "float32"))) for g in gradients]
+    for positions in groups:
+        norm = ops.sqrt(sum(squares[i] for i in positions))
+        yield ops.minimum(limit / (norm + 1e-6), 1.0)
+
+
 class _Group:
     """What the update of one variable needs to know."""
 
-    __slots__ = ("path", "ndim", "decay", "adapt", "multiplier")
+    __slots__ = ("path", "decay", "adapt", "multiplier", "frozen", "clip")
 
-    def __init__(self, path, ndim, decay, adapt, multiplier):
-        self.path, self.ndim = path, ndim
-        self.decay, self.adapt, self.multiplier = decay, adapt, multiplier
+    def __init__(self, path, decay, adapt, multiplier, frozen, clip):
+        self.path, self.decay, self.adapt = path, decay, adapt
+        self.multiplier, self.frozen, self.clip = multiplier, frozen, clip
 
 
 class _Step:
@@ -65,12 +97,19 @@ class _Step:
     def __init__(self):
         self.begin(0)
 
-    def begin(self, expected):
+    def begin(self, expected, known=()):
         self.expected = expected
+        self.known = known  # variables in the order of the gradients that are clipped
         self.scalars = None
-        self.scaled = {}
+        self.cache = {}
         self.gradients = []
         self.variables = []
+
+    def once(self, key, make):
+        """What `make` gives, computed once a step."""
+        if key not in self.cache:
+            self.cache[key] = make()
+        return self.cache[key]
 
 
 class GroupedOptimizer(keras.optimizers.Optimizer):
@@ -89,6 +128,9 @@ class GroupedOptimizer(keras.optimizers.Optimizer):
         exclude_from_layer_adaptation=None,
         exclude_1d=False,
         learning_rate_multipliers=None,
+        frozen_steps=None,
+        clip_group_norm=None,
+        clip_groups=None,
         **kwargs,
     ):
         # Keras' own decay must stay off: it knows neither our groups nor our order of operations.
@@ -103,11 +145,20 @@ class GroupedOptimizer(keras.optimizers.Optimizer):
         multipliers = dict(learning_rate_multipliers or {})
         _patterns(multipliers, "learning_rate_multipliers")
         for pattern, multiplier in multipliers.items():
-            if not (0.0 <= float(multiplier) < math.inf):
+            if not (callable(multiplier) or 0.0 <= float(multiplier) < math.inf):
                 raise ValueError(
                     "`learning_rate_multipliers` must map regular expressions to finite numbers "
-                    f">= 0. Received: {pattern!r}: {multiplier}"
+                    f">= 0 or schedules. Received: {pattern!r}: {multiplier}"
                 )
+        frozen_steps = dict(frozen_steps or {})
+        _patterns(frozen_steps, "frozen_steps")
+        for pattern, steps in frozen_steps.items():
+            if not (isinstance(steps, int) and steps >= 0):
+                raise ValueError(
+                    "`frozen_steps` must map regular expressions to integers >= 0. "
+                    f"Received: {pattern!r}: {steps!r}"
+                )
+        _check_clipping(self, clip_group_norm, clip_groups)
         self.decay = weight_decay
         self.exclude_1d = bool(exclude_1d)
         # Tuples: a list or dict attribute would be wrapped by the trackers.
@@ -117,7 +168,12 @@ class GroupedOptimizer(keras.optimizers.Optimizer):
             if exclude_from_layer_adaptation is None
             else _patterns(exclude_from_layer_adaptation, "exclude_from_layer_adaptation")
         )
-        self._multipliers = tuple((p, float(m)) for p, m in multipliers.items())
+        self._multipliers = tuple(
+            (p, m if callable(m) else float(m)) for p, m in multipliers.items()
+        )
+        self._frozen_steps = tuple(frozen_steps.items())
+        self.clip_group_norm = clip_group_norm
+        self._clip_groups = None if clip_groups is None else _patterns(clip_groups, "clip_groups")
         self._groups = ()
         self._step = _Step()
 
@@ -149,12 +205,16 @@ class GroupedOptimizer(keras.optimizers.Optimizer):
         if adaptation_exclusions is None:
             adaptation_exclusions = decay_exclusions
         vector = self.exclude_1d and ndim <= 1
+        clip = path  # a group of its own
+        if self._clip_groups is not None:
+            clip = next((p for p in self._clip_groups if re.search(p, path)), None)
         return _Group(
             path,
-            ndim,
             decay=not vector and not _matches(decay_exclusions, path),
             adapt=not vector and not _matches(adaptation_exclusions, path),
             multiplier=next((m for p, m in self._multipliers if re.search(p, path)), 1.0),
+            frozen=next((n for p, n in self._frozen_steps if re.search(p, path)), 0),
+            clip=None if self.clip_group_norm is None else clip,
         )
 
     def parameter_groups(self, variables=None):
@@ -164,8 +224,9 @@ class GroupedOptimizer(keras.optimizers.Optimizer):
             variables: variables to look at; those the optimizer was built on by default.
 
         Returns:
-            A list of dicts with `path`, `weight_decay` (bool), `learning_rate_multiplier` (float)
-            and `layer_adaptation` (bool; used by LARS).
+            A list of dicts with `path`, `weight_decay` (bool), `learning_rate_multiplier` (float
+            or schedule), `layer_adaptation` (bool; used by LARS), `frozen_steps` (int) and
+            `clip_group` (the expression or path that names it, or None).
         """
         groups = self._groups if variables is None else [self._group(v) for v in variables]
         return [
@@ -174,6 +235,8 @@ class GroupedOptimizer(keras.optimizers.Optimizer):
                 "weight_decay": group.decay,
                 "learning_rate_multiplier": group.multiplier,
                 "layer_adaptation": group.adapt,
+                "frozen_steps": group.frozen,
+                "clip_group": group.clip,
             }
             for group in groups
         ]
@@ -185,14 +248,34 @@ class GroupedOptimizer(keras.optimizers.Optimizer):
         self._groups = tuple(self._group(variable) for variable in variables)
 
     def apply(self, grads, trainable_variables=None):
-        step = self._step
-        step.begin(sum(g is not None for g in grads))
+        step, grads = self._step, list(grads)
+        if trainable_variables is not None:
+            trainable_variables = list(trainable_variables)
+        known = trainable_variables or self._trainable_variables
+        known = [v for g, v in zip(grads, known, strict=True) if g is not None]
+        step.begin(len(known), known)
         try:
             super().apply(grads, trainable_variables)
             if step.gradients:  # fewer updates than gradients: float8 scales are not updated
                 self._run_collected()
         finally:
             step.begin(0)  # drops gradients and tracers
+
+    def _clip_gradients(self, grads):
+        # Keras calls it where gradients are whole: unscaled, and accumulated over batches.
+        if self.clip_group_norm is None:
+            return super()._clip_gradients(grads)
+        groups = {}
+        for position, variable in enumerate(self._step.known):
+            group = self._groups[self._get_variable_index(variable)]
+            if group.clip is not None:
+                groups.setdefault(group.clip, []).append(position)
+        grads = list(grads)
+        factors = _clip_factors(grads, groups.values(), self.clip_group_norm)
+        for positions, factor in zip(groups.values(), factors, strict=True):
+            for i in positions:
+                grads[i] = grads[i] * ops.cast(factor, grads[i].dtype)
+        return grads
 
     def update_step(self, gradient, variable, learning_rate):
         step = self._step
@@ -225,14 +308,31 @@ class GroupedOptimizer(keras.optimizers.Optimizer):
             decay = ops.cast(decay(self.iterations), "float32")
         return {"learning_rate": ops.cast(learning_rate, "float32"), "decay": decay}
 
-    def _scaled(self, name, multiplier):
-        """Scalar times a group's multiplier, computed once for the group."""
-        key = (name, multiplier)
-        scaled = self._step.scaled
-        if key not in scaled:
-            value = self._step.scalars[name]
-            scaled[key] = value if multiplier == 1.0 else value * multiplier
-        return scaled[key]
+    def _moves(self, frozen):
+        """Whether variables move that are frozen during the first `frozen` updates."""
+        moves = functools.partial(ops.greater_equal, self.iterations, frozen)
+        return self._step.once(("moves", frozen), moves)
+
+    def _rate(self, group):
+        """The learning rate of a group: 0 while it is frozen, so that it is not decayed either."""
+
+        def make():
+            rate, multiplier = self._step.scalars["learning_rate"], group.multiplier
+            if callable(multiplier):
+                rate = rate * ops.cast(multiplier(self.iterations), "float32")
+            elif multiplier != 1.0:
+                rate = rate * multiplier
+            if group.frozen:
+                rate = ops.where(self._moves(group.frozen), rate, ops.zeros_like(rate))
+            return rate
+
+        return self._step.once(("rate", group.multiplier, group.frozen), make)
+
+    def _unfrozen(self, gradient, group):
+        """The gradient, or zeros while the group is frozen: its moments then stay zero."""
+        if not group.frozen:
+            return gradient
+        return ops.where(self._moves(group.frozen), gradient, ops.zeros_like(gradient))
 
     def _update(self, gradient, variable, index):
         raise NotImplementedError
@@ -251,7 +351,13 @@ class GroupedOptimizer(keras.optimizers.Optimizer):
                 "weight_decay": decay,
                 "exclude_from_weight_decay": list(self._decay_exclusions),
                 "exclude_1d": self.exclude_1d,
-                "learning_rate_multipliers": dict(self._multipliers),
+                "learning_rate_multipliers": {
+                    p: keras.saving.serialize_keras_object(m) if callable(m) else m
+                    for p, m in self._multipliers
+                },
+                "frozen_steps": dict(self._frozen_steps),
+                "clip_group_norm": self.clip_group_norm,
+                "clip_groups": None if self._clip_groups is None else list(self._clip_groups),
             }
         )
         return config
@@ -259,10 +365,15 @@ class GroupedOptimizer(keras.optimizers.Optimizer):
     @classmethod
     def from_config(cls, config, custom_objects=None):
         config = dict(config)
-        if isinstance(config.get("weight_decay"), dict):
-            config["weight_decay"] = keras.saving.deserialize_keras_object(
-                config["weight_decay"], custom_objects=custom_objects
-            )
+
+        def restored(value):
+            if not isinstance(value, dict):
+                return value
+            return keras.saving.deserialize_keras_object(value, custom_objects=custom_objects)
+
+        config["weight_decay"] = restored(config.get("weight_decay", 0.0))
+        multipliers = config.get("learning_rate_multipliers") or {}
+        config["learning_rate_multipliers"] = {p: restored(m) for p, m in multipliers.items()}
         return super().from_config(config, custom_objects=custom_objects)
 
 
@@ -296,14 +407,25 @@ class AdamW(GroupedOptimizer):
             is found (`re.search`) in `variable.path`.
         exclude_1d: if True, variables with fewer than two dimensions (biases, normalisation
             gains, layer scales) are not decayed, as in timm and the papers' code.
-        learning_rate_multipliers: dict of regular expression to float >= 0. The first expression
-            that is found in `variable.path` scales the variable's learning rate, and with it the
-            decay, like the `lr` of a PyTorch parameter group. 0 freezes the variable, while its
-            moments still accumulate.
+        learning_rate_multipliers: dict of regular expression to float >= 0, or a schedule (callable
+            of the step) of such. The first expression that is found in `variable.path` scales the
+            variable's learning rate, and with it the decay, like the `lr` of a PyTorch parameter
+            group. 0 freezes the variable, while its moments still accumulate (DINOv2's last
+            layer).
+        frozen_steps: dict of regular expression to a number of updates. Variables that match
+            get no update at all before it: no decay and no moments, and their bias correction
+            begins where they do (DINO's last layer).
+        clip_group_norm: float > 0: gradients whose norm is above it are scaled down to it, by
+            PyTorch's definition, `min(1, clip_group_norm / (norm + 1e-6))`. Every variable has
+            its own norm (DINO), unless there are
+        clip_groups: regular expressions. Variables that match the same one (the first that is
+            found) are clipped by their joint norm (DINOv2); variables that match none are not
+            clipped.
         **kwargs: Keras' `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
             `ema_overwrite_frequency`, `loss_scale_factor`, `gradient_accumulation_steps`, `name`.
-            Under gradient accumulation Keras evaluates schedules at the count of batches, not of
-            updates: multiply a schedule's lengths by the number of accumulation steps.
+            Under gradient accumulation Keras evaluates the learning rate's schedule at the count
+            of batches, not of updates: multiply its lengths by the number of accumulation steps.
+            Schedules of decay and multipliers, and `frozen_steps`, count updates.
 
     Raises:
         ValueError: for a negative rate, decay or multiplier, or an invalid regular expression.
@@ -334,6 +456,9 @@ class AdamW(GroupedOptimizer):
         exclude_from_weight_decay=(),
         exclude_1d=False,
         learning_rate_multipliers=None,
+        frozen_steps=None,
+        clip_group_norm=None,
+        clip_groups=None,
         **kwargs,
     ):
         kwargs.setdefault("name", "adamw")
@@ -343,6 +468,9 @@ class AdamW(GroupedOptimizer):
             exclude_from_weight_decay=exclude_from_weight_decay,
             exclude_1d=exclude_1d,
             learning_rate_multipliers=learning_rate_multipliers,
+            frozen_steps=frozen_steps,
+            clip_group_norm=clip_group_norm,
+            clip_groups=clip_groups,
             **kwargs,
         )
         for argument, beta in (("beta_1", beta_1), ("beta_2", beta_2)):
@@ -362,40 +490,37 @@ class AdamW(GroupedOptimizer):
             variables, ["momentum", "velocity"]
         )
 
-    def _scalars(self, learning_rate):
-        scalars = super()._scalars(learning_rate)
-        lr = scalars["learning_rate"]
-        t = ops.cast(self.iterations + 1, "float32")
-        scalars["step"] = t
-        if _TORCH and self._step.expected:
-            return scalars  # the fused kernel corrects the bias itself
-        return {**scalars, **self._bias_corrections(lr, t)}
+    def _count(self, frozen):
+        """Updates that a variable has had, this one included, as float32."""
+        return ops.cast(ops.maximum(self.iterations + 1 - frozen, 1), "float32")
 
-    def _bias_corrections(self, lr, t):
-        # 1 - beta**t through expm1: in float32 the plain form loses digits when beta is near 1.
-        def correction(beta):
-            return -ops.expm1(t * math.log(beta)) if beta else 1.0
+    def _corrections(self, frozen):
+        """`1 - beta_1**t` and `1 / sqrt(1 - beta_2**t)`."""
 
-        return {
-            "step_size": lr / correction(self.beta_1),
-            "root_correction": ops.rsqrt(ops.cast(correction(self.beta_2), "float32")),
-        }
+        def make():
+            # Through expm1: in float32 the plain form loses digits when beta is near 1.
+            t = self._count(frozen)
+            first, second = (
+                -ops.expm1(t * math.log(beta)) if beta else 1.0
+                for beta in (self.beta_1, self.beta_2)
+            )
+            return first, ops.rsqrt(ops.cast(second, "float32"))
+
+        return self._step.once(("corrections", frozen), make)
 
     def _update(self, gradient, variable, index):
-        scalars, group, dtype = self._step.scalars, self._groups[index], variable.dtype
-        if "step_size" not in scalars:
-            scalars.update(self._bias_corrections(scalars["learning_rate"], scalars["step"]))
-        gradient = ops.cast(gradient, dtype)
+        group, dtype = self._groups[index], variable.dtype
+        first, root_second = self._corrections(group.frozen)
+        lr = self._rate(group)
+        gradient = self._unfrozen(ops.cast(gradient, dtype), group)
         m, v = self.momentums[index], self.velocities[index]
         new_m = m + (gradient - m) * (1 - self.beta_1)
         new_v = v + (gradient * gradient - v) * (1 - self.beta_2)
-        denominator = ops.sqrt(new_v) * ops.cast(scalars["root_correction"], dtype) + self.epsilon
-        step_size = ops.cast(self._scaled("step_size", group.multiplier), dtype)
+        denominator = ops.sqrt(new_v) * ops.cast(root_second, dtype) + self.epsilon
         value = variable
         if group.decay and (callable(self.decay) or self.decay > 0):
-            lr = self._scaled("learning_rate", group.multiplier)
-            value = variable * ops.cast(1 - lr * scalars["decay"], dtype)
-        self.assign(variable, value - step_size * (new_m / denominator))
+            value = variable * ops.cast(1 - lr * self._step.scalars["decay"], dtype)
+        self.assign(variable, value - ops.cast(lr / first, dtype) * (new_m / denominator))
         self.assign(m, new_m)
         self.assign(v, new_v)
 
@@ -410,11 +535,14 @@ class AdamW(GroupedOptimizer):
         groups = {}
         for position, index in enumerate(indices):
             group = self._groups[index]
-            groups.setdefault((group.multiplier, group.decay), []).append(position)
-        # The kernel wants the count *before* this step, and increments it.
-        step = scalars["step"].to(first.device) - 1.0
-        for (multiplier, decays), positions in groups.items():
-            lr = self._scaled("learning_rate", multiplier)
+            key = (group.multiplier, group.decay, group.frozen)
+            groups.setdefault(key, []).append(position)
+            if group.frozen:
+                gradients[position] = self._unfrozen(gradients[position], group)
+        for (_, decays, frozen), positions in groups.items():
+            lr = self._rate(self._groups[indices[positions[0]]])
+            # The kernel wants the count *before* this step, and increments it.
+            step = self._count(frozen).to(first.device) - 1.0
             parameters = [values[i] for i in positions]
             decay = scalars["decay"] if decays else 0.0
             if callable(self.decay):  # the kernel takes a Python number only
@@ -491,8 +619,11 @@ class LARS(GroupedOptimizer):
             `exclude_from_weight_decay`, as in SimCLR. `()`: adapt every variable.
         exclude_1d: if True (default), variables with fewer than two dimensions get neither decay
             nor trust ratio, whatever the lists say.
-        learning_rate_multipliers: dict of regular expression to float >= 0; the first that is
-            found in `variable.path` scales the variable's learning rate.
+        learning_rate_multipliers: dict of regular expression to float >= 0, or a schedule; the
+            first that is found in `variable.path` scales the variable's learning rate.
+        frozen_steps: as for `AdamW`.
+        clip_group_norm: as for `AdamW`.
+        clip_groups: as for `AdamW`.
         **kwargs: Keras' `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
             `ema_overwrite_frequency`, `loss_scale_factor`, `gradient_accumulation_steps`, `name`.
 
@@ -528,6 +659,9 @@ class LARS(GroupedOptimizer):
         exclude_from_layer_adaptation=None,
         exclude_1d=True,
         learning_rate_multipliers=None,
+        frozen_steps=None,
+        clip_group_norm=None,
+        clip_groups=None,
         **kwargs,
     ):
         kwargs.setdefault("name", "lars")
@@ -538,6 +672,9 @@ class LARS(GroupedOptimizer):
             exclude_from_layer_adaptation=exclude_from_layer_adaptation,
             exclude_1d=exclude_1d,
             learning_rate_multipliers=learning_rate_multipliers,
+            frozen_steps=frozen_steps,
+            clip_group_norm=clip_group_norm,
+            clip_groups=clip_groups,
             **kwargs,
         )
         if not 0.0 <= momentum < 1.0:
@@ -571,7 +708,7 @@ class LARS(GroupedOptimizer):
 
     def _update(self, gradient, variable, index):
         group, dtype = self._groups[index], variable.dtype
-        lr = ops.cast(self._scaled("learning_rate", group.multiplier), dtype)
+        lr = ops.cast(self._rate(group), dtype)
         weight, slot = ops.convert_to_tensor(variable), self.momentums[index]
 
         def scaled(x):
@@ -583,6 +720,7 @@ class LARS(GroupedOptimizer):
         gradient = ops.cast(gradient, dtype)
         if group.decay and (callable(self.decay) or self.decay > 0):
             gradient = gradient + ops.cast(self._step.scalars["decay"], dtype) * weight
+        gradient = self._unfrozen(gradient, group)
         added = gradient if self.momentum_holds == "gradient" else scaled(gradient)
         if self.momentum_holds == "update":
             added = lr * added
@@ -604,9 +742,7 @@ class LARS(GroupedOptimizer):
         slots = [self.momentums[index].value for index in indices]
         decayed = [i for i, group in enumerate(groups) if group.decay]
         adapted = [i for i, group in enumerate(groups) if group.adapt]
-        rates = torch.stack(
-            [self._scaled("learning_rate", g.multiplier).to(first.dtype) for g in groups]
-        )
+        rates = torch.stack([self._rate(g).to(first.dtype) for g in groups])
 
         def scaled(tensors, with_rate):
             """Tensors times their trust ratios, and times their learning rates if asked."""
@@ -624,6 +760,7 @@ class LARS(GroupedOptimizer):
             torch._foreach_add_(terms, [gradients[i] for i in decayed])
             for i, term in zip(decayed, terms, strict=True):
                 gradients[i] = term
+        gradients = [self._unfrozen(g, group) for g, group in zip(gradients, groups, strict=True)]
         added = gradients
         if self.momentum_holds != "gradient":
             added = scaled(gradients, with_rate=self.momentum_holds == "update")
