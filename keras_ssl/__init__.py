@@ -12,6 +12,7 @@ from keras_ssl import (
     models,
     optimizers,
     schedules,
+    tokenizers,
     visualization,
 )
 from keras_ssl.presets import list_presets
@@ -31,5 +32,6 @@ __all__ = [
     "models",
     "optimizers",
     "schedules",
+    "tokenizers",
     "visualization",
 ]

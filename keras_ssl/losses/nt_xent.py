@@ -3,11 +3,9 @@
 import keras
 from keras import ops
 
+from keras_ssl.losses.blocks import check_block_size, in_blocks, rows_in_a_block
 from keras_ssl.losses.negatives import check_negatives, harden
 
-# block_size="auto": 512 rows against the 2 * 8192 columns of a batch of 8192 are 32 MB in float32,
-# where the whole matrix takes 1 GB, several times over. Up to 1024 rows blocks gain nothing.
-AUTO_BLOCK_SIZE, AUTO_WHOLE_ROWS = 512, 1024
 MASKED = -1e30  # a similarity that never counts; finite, so that no inf - inf can arise
 
 
@@ -105,13 +103,7 @@ class NTXentLoss:
             raise ValueError(
                 f'`reduction` must be "mean" or "sum_over_views". Received: reduction={reduction!r}'
             )
-        if block_size not in ("auto", None) and not (
-            isinstance(block_size, int) and block_size >= 1
-        ):
-            raise ValueError(
-                f'`block_size` must be an int >= 1, "auto" or None. Received: '
-                f"block_size={block_size!r}"
-            )
+        check_block_size(block_size)
         self.temperature = float(temperature)
         self.normalize = bool(normalize)
         self.reduction = reduction
@@ -128,7 +120,7 @@ class NTXentLoss:
         # Unit vectors over sqrt(temperature): their products are the similarities.
         z = (l2_normalize(z) if self.normalize else z) / self.temperature**0.5
         half = rows // 2
-        block = self._rows_in_a_block(rows)
+        block = rows_in_a_block(self.block_size, rows)
         pairs = ops.sum(z[:half] * z[half:], axis=-1)
         positive = ops.concatenate([pairs, pairs], axis=0)
 
@@ -183,17 +175,6 @@ class NTXentLoss:
             z = ops.cast(z, "float32")
         return z
 
-    def _rows_in_a_block(self, rows):
-        """None for the whole matrix at once; an int, or a scalar tensor where `rows` is one."""
-        if self.block_size is None:
-            return None
-        block = AUTO_BLOCK_SIZE if self.block_size == "auto" else self.block_size
-        if isinstance(rows, int):
-            if self.block_size == "auto" and rows <= AUTO_WHOLE_ROWS:
-                return None
-            return min(block, rows)
-        return ops.minimum(rows, block)
-
     def get_config(self):
         return {
             "temperature": self.temperature,
@@ -220,14 +201,6 @@ def _log_sum_exp(z, rows):
     return ops.logsumexp(similarity, axis=-1)
 
 
-def _in_blocks(x, rows, block):
-    """(rows, ...) to (blocks, block, ...), the last block filled with zeros."""
-    missing = (-rows) % block
-    if not isinstance(missing, int) or missing:
-        x = ops.pad(x, [[0, missing]] + [[0, 0]] * (len(x.shape) - 1))
-    return ops.reshape(x, (-1, block) + tuple(x.shape[1:]))
-
-
 def _blocked_log_sum_exp(z, rows, block):
     """As `_log_sum_exp`, one block of rows at a time, with its own gradient.
 
@@ -243,8 +216,8 @@ def _blocked_log_sum_exp(z, rows, block):
     @ops.custom_gradient
     def log_sum_exp(z):
         image = ops.arange(rows) % (rows // 2)
-        image_blocks = _in_blocks(image, rows, block)
-        z_blocks = _in_blocks(z, rows, block)
+        image_blocks = in_blocks(image, rows, block)
+        z_blocks = in_blocks(z, rows, block)
         transposed = ops.transpose(z)
 
         def forward(inputs):
@@ -267,7 +240,7 @@ def _blocked_log_sum_exp(z, rows, block):
                 weights = weights + ops.exp(similarity - lse[None, :]) * upstream[None, :]
                 return ops.matmul(weights, z)
 
-            blocks = [_in_blocks(x, rows, block) for x in (lse, upstream)]
+            blocks = [in_blocks(x, rows, block) for x in (lse, upstream)]
             grad = ops.map(backward, (image_blocks, z_blocks, *blocks))
             return ops.reshape(grad, (-1, z.shape[-1]))[:rows]
 
@@ -292,6 +265,6 @@ def _statistics(z, rows, half, block):
         hit, entropy = look((row, first))
     else:
         block = min(block, half) if isinstance(block, int) else ops.minimum(block, half)
-        hit, entropy = ops.map(look, tuple(_in_blocks(x, half, block) for x in (row, first)))
+        hit, entropy = ops.map(look, tuple(in_blocks(x, half, block) for x in (row, first)))
         hit, entropy = (ops.reshape(x, (-1,))[:half] for x in (hit, entropy))
     return {"accuracy": ops.mean(hit), "entropy": ops.mean(entropy)}

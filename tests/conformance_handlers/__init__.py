@@ -8,11 +8,14 @@ through `gradients.py`.
 
 from conformance_handlers import barlow as barlow
 from conformance_handlers import byol as byol
+from conformance_handlers import clip_tokenizer as clip_tokenizer
+from conformance_handlers import hf as hf
 from conformance_handlers import lightly as lightly
 from conformance_handlers import mae_pretrain as mae_pretrain
 from conformance_handlers import mae_utils as mae_utils
 from conformance_handlers import mae_vit as mae_vit
 from conformance_handlers import moco as moco
 from conformance_handlers import mocov3 as mocov3
+from conformance_handlers import openclip as openclip
 from conformance_handlers import simclr as simclr
 from conformance_handlers.framework import run as run

@@ -18,9 +18,10 @@ OUT_OF_SCOPE = [
     ("dinov2/*", "*", f"DINOv2: {_LATER}"),
     ("dinov2_arch/*", "*", f"DINOv2: {_LATER}"),
     ("clip/*", "*", f"CLIP: {_LATER}"),
-    ("clip_tokenizer/*", "*", f"CLIP's tokenizer: {_LATER}"),
-    ("openclip/*", "*", f"CLIP and SigLIP losses: {_LATER}; CoCa and distillation not planned"),
-    ("hf/*", "*", "checkpoints in the transformers layout: no converter for it yet"),
+    ("openclip/single", "*coca*", "CoCa's captioning loss: not offered"),
+    ("hf/clip", "*", f"CLIP: {_LATER}"),
+    ("hf/siglip", "*", f"SigLIP: {_LATER}"),
+    ("hf/dinov3_convnext", "*", "DINOv3's ConvNeXt: no ConvNeXt among the backbones here"),
     ("lightly/prototypes", "*", "SwaV, MSN, PMSN not planned; DINO and iBOT losses come with DINO"),
     # Parts of files that have a handler.
     ("barlow/barlow_loss", "out/after/bn.*", _LOSS_STATISTICS),

@@ -1,0 +1,245 @@
+"""CLIP's loss: symmetric cross entropy over the pairs of a batch; and what pairs are positive."""
+
+import keras
+from keras import ops
+
+from keras_ssl.losses.nt_xent import MASKED, l2_normalize
+
+
+@keras.saving.register_keras_serializable(package="keras_ssl")
+class CLIPLoss:
+    """Symmetric cross entropy of finding the text of an image, and the image of a text.
+
+    With unit vectors `x[i]` of `N` images and `y[j]` of their texts, and a learned log scale `s`:
+
+    ```
+    l[i, j] = exp(s) x[i] . y[j] + b
+    loss    = (mean of -log softmax(l[i, :])[i]  +  mean of -log softmax(l[:, j])[j]) / 2
+    ```
+
+    A bias `b` cancels in the softmax; open_clip offers it. Where more than one text fits an image
+    (several captions of one picture, the same caption on two), the target is uniform over all that
+    fit: `-sum_j t[i, j] log softmax(l[i, :])[j]`, `t[i, j] = P[i, j] / sum_j P[i, j]` (UniCL).
+    Computed in float32 at least.
+
+    Args:
+        normalize: make the features unit vectors first.
+        name: name of the loss.
+
+    Call arguments:
+        image_features: `(N, D)`.
+        text_features: `(M, D)`; `M = N` unless `positives` are given.
+        logit_scale: `s`, a scalar: the natural logarithm of the factor.
+        logit_bias: `b`, a scalar, or `None` for 0.
+        positives: which pairs fit. `None`: image `i` and text `i`. A bool or 0/1 `(N, M)`; or a
+            tuple of integer labels `(N,)` and `(M,)` (or `(N, K)` and `(M, K)`: pairs fit where any
+            of the K labels agree).
+        sample_mask: bool or 0/1 `(N,)`, or a tuple of `(N,)` and `(M,)`: rows that are 0 take no
+            part, as if the batch did not hold them (a missing text).
+        return_logits: also return `l`, `(N, M)`.
+
+    Returns:
+        The loss, a scalar; or `(loss, logits)`.
+
+    Raises:
+        ValueError: for features that are no matrices, or unequal numbers without `positives`.
+
+    Example:
+
+    >>> images, texts = keras.random.normal((4, 8), seed=0), keras.random.normal((4, 8), seed=1)
+    >>> loss = CLIPLoss()(images, texts, logit_scale=np.log(1 / 0.07))
+
+    Reference:
+        Radford et al., Learning Transferable Visual Models From Natural Language Supervision,
+        2021, figure 3; Yang et al., Unified Contrastive Learning in Image-Text-Label Space, 2022,
+        equations 2 and 3 (several positives).
+    """
+
+    def __init__(self, normalize: bool = True, name: str = "clip_loss"):
+        self.normalize = bool(normalize)
+        self.name = name
+
+    def __call__(
+        self,
+        image_features,
+        text_features,
+        logit_scale,
+        logit_bias=None,
+        positives=None,
+        sample_mask=None,
+        return_logits: bool = False,
+    ):
+        logits, *directions = self._directions(
+            image_features, text_features, logit_scale, logit_bias, positives, sample_mask
+        )
+        # A mean over the rows that count; there may be none.
+        from_images, from_texts = (
+            ops.sum(losses) / ops.maximum(ops.sum(kept), 1.0) for losses, kept in directions
+        )
+        loss = (from_images + from_texts) / 2
+        return (loss, logits) if return_logits else loss
+
+    def row_losses(
+        self,
+        image_features,
+        text_features,
+        logit_scale,
+        logit_bias=None,
+        positives=None,
+        sample_mask=None,
+    ):
+        """The cross entropy of every image, `(N,)`, and of every text, `(M,)`.
+
+        Rows that take no part have 0. Arguments as in a call.
+        """
+        _, (images, _), (texts, _) = self._directions(
+            image_features, text_features, logit_scale, logit_bias, positives, sample_mask
+        )
+        return images, texts
+
+    def _directions(self, images, texts, logit_scale, logit_bias, positives, sample_mask):
+        x, y = pair_features(images, texts, self.normalize, positives)
+        logits = pair_logits(x, y, logit_scale, logit_bias)  # N x M
+        fits = fits_transposed = positive_mask(positives)
+        if fits is not None:
+            fits_transposed = ops.transpose(fits)
+        image_mask, text_mask = row_masks(sample_mask)
+        return (
+            logits,
+            _cross_entropy(logits, fits, image_mask, text_mask),
+            _cross_entropy(ops.transpose(logits), fits_transposed, text_mask, image_mask),
+        )
+
+    def get_config(self):
+        return {"normalize": self.normalize, "name": self.name}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+
+@keras.saving.register_keras_serializable(package="keras_ssl")
+class CLIPDistillationLoss(CLIPLoss):
+    """Cross entropy to a teacher's soft matches, beside or instead of CLIP's own loss.
+
+    With the logits `l` of the student and `l'` of the teacher over the same pairs:
+
+    `loss = -(mean_i softmax(l'[i, :]) . log softmax(l[i, :]) + mean_j (the same of columns)) / 2`
+
+    Call arguments:
+        image_features, text_features: the student's, `(N, D)`.
+        logit_scale: the student's, a logarithm.
+        teacher_image_features, teacher_text_features: `(N, D')`; no gradient goes to them.
+        teacher_logit_scale: the teacher's, a logarithm.
+
+    Returns:
+        The loss, a scalar.
+
+    Example:
+
+    >>> x, y = keras.random.normal((4, 8), seed=0), keras.random.normal((4, 8), seed=1)
+    >>> loss = CLIPDistillationLoss()(x, y, 2.6, y, x, 3.0)
+
+    Reference:
+        Yang et al., CLIP-KD: An Empirical Study of CLIP Model Distillation, 2024, equation 4
+        (contrastive relational distillation); open_clip's DistillClipLoss.
+    """
+
+    def __init__(self, normalize: bool = True, name: str = "clip_distillation_loss"):
+        super().__init__(normalize, name)
+
+    def __call__(
+        self,
+        image_features,
+        text_features,
+        logit_scale,
+        teacher_image_features,
+        teacher_text_features,
+        teacher_logit_scale,
+    ):
+        x, y = pair_features(image_features, text_features, self.normalize, None)
+        teacher = pair_features(teacher_image_features, teacher_text_features, self.normalize, None)
+        logits = pair_logits(x, y, logit_scale)
+        teacher = ops.stop_gradient(pair_logits(*teacher, teacher_logit_scale))
+        rows = ops.softmax(teacher, axis=1) * ops.log_softmax(logits, axis=1)
+        columns = ops.softmax(teacher, axis=0) * ops.log_softmax(logits, axis=0)
+        return -(ops.mean(ops.sum(rows, axis=1)) + ops.mean(ops.sum(columns, axis=0))) / 2
+
+
+def pair_features(image_features, text_features, normalize: bool, positives):
+    """Both features as float32 matrices at least, checked, and of length 1 where asked for."""
+    features = [ops.convert_to_tensor(f) for f in (image_features, text_features)]
+    (n, *d), (m, *e) = shapes = [tuple(f.shape) for f in features]
+    equal = n == m or None in (n, m) or positives is not None
+    if len(d) != 1 or d != e or not equal:
+        raise ValueError(
+            "Features must be matrices of one width, (N, D) of images and (N, D) of texts; other "
+            "numbers of texts need `positives`. "
+            f"Received: image_features.shape={shapes[0]}, text_features.shape={shapes[1]}"
+        )
+    features = [
+        f if keras.backend.standardize_dtype(f.dtype) == "float64" else ops.cast(f, "float32")
+        for f in features
+    ]
+    return [l2_normalize(f) for f in features] if normalize else features
+
+
+def pair_logits(x, y, logit_scale, logit_bias=None):
+    """`exp(logit_scale) x y^T + logit_bias`, `(N, M)`."""
+    scale = ops.exp(ops.cast(ops.convert_to_tensor(logit_scale), x.dtype))
+    logits = scale * ops.matmul(x, ops.transpose(y))
+    if logit_bias is not None:
+        logits = logits + ops.cast(ops.convert_to_tensor(logit_bias), x.dtype)
+    return logits
+
+
+def positive_mask(positives):
+    """Bool `(N, M)` from what a caller gives as `positives`; `None` stays: the diagonal."""
+    if positives is None:
+        return None
+    if not isinstance(positives, (tuple, list)):
+        return ops.cast(ops.convert_to_tensor(positives), "bool")
+    return labels_agree(*[label_columns(labels) for labels in positives])
+
+
+def label_columns(labels):
+    """Labels `(N,)` or `(N, K)` as `(N, K)`."""
+    labels = ops.convert_to_tensor(labels)
+    return labels[:, None] if len(labels.shape) == 1 else labels
+
+
+def labels_agree(first, second):
+    """Bool `(N, M)`: whether any of the K labels of two rows are equal."""
+    agree = ops.equal(first[:, None, 0], second[None, :, 0])
+    for k in range(1, first.shape[1]):  # one matrix at a time, not an N x M x K array
+        agree = ops.logical_or(agree, ops.equal(first[:, None, k], second[None, :, k]))
+    return agree
+
+
+def row_masks(sample_mask):
+    """`(image_mask, text_mask)`, bool, or `(None, None)`."""
+    if sample_mask is None:
+        return None, None
+    if not isinstance(sample_mask, (tuple, list)):
+        sample_mask = (sample_mask, sample_mask)
+    return tuple(ops.cast(ops.convert_to_tensor(mask), "bool") for mask in sample_mask)
+
+
+def _cross_entropy(logits, fits, row_mask, column_mask):
+    """Cross entropy of each row to the columns that fit, and 1 for the rows that count, else 0."""
+    if column_mask is not None:
+        logits = ops.where(column_mask[None, :], logits, MASKED)
+    log_sum = ops.logsumexp(logits, axis=1)
+    if fits is None:
+        losses = log_sum - ops.diagonal(logits)
+    else:
+        if column_mask is not None:
+            fits = ops.logical_and(fits, column_mask[None, :])
+        count = ops.sum(ops.cast(fits, logits.dtype), axis=1)
+        losses = log_sum - ops.sum(ops.where(fits, logits, 0.0), axis=1) / ops.maximum(count, 1.0)
+        # A row without a column that fits has no target.
+        row_mask = count > 0 if row_mask is None else ops.logical_and(row_mask, count > 0)
+    if row_mask is None:
+        return losses, ops.ones_like(losses)
+    # The losses of masked rows are as large as MASKED: chosen away, not multiplied away.
+    return ops.where(row_mask, losses, 0.0), ops.cast(row_mask, logits.dtype)

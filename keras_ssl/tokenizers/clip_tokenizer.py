@@ -1,0 +1,190 @@
+"""CLIP's byte-pair tokenizer, with the vocabulary that OpenAI released.
+
+Own code, because keras-hub's `CLIPTokenizer` neither repairs text (ftfy, HTML entities) nor ships
+the vocabulary, and composes accents first: its ids differ from CLIP's on such strings.
+"""
+
+import functools
+import gzip
+import html
+from collections.abc import Iterable, Sequence
+from importlib import resources
+
+import ftfy
+import keras
+import numpy as np
+import regex
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+_WORD_END = "</w>"
+# 49,152 entries were planned: 256 bytes, 256 bytes that end a word, and merges; then two specials.
+_NUM_MERGES = 49152 - 256 - 2
+_PIECES = regex.compile(
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+",
+    regex.IGNORECASE,
+)
+_SPACES = regex.compile(r"\s+")
+
+
+@functools.cache
+def _byte_symbols() -> tuple[str, ...]:
+    """A printable character for each byte, so that a vocabulary can be a text file (GPT-2).
+
+    Printable bytes stand for themselves, the others for the characters from 256 on.
+    """
+    spare = iter(range(256, 512))
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    return tuple(chr(byte if byte in printable else next(spare)) for byte in range(256))
+
+
+@functools.cache
+def _vocabulary() -> tuple[tuple[str, ...], dict[tuple[str, str], int]]:
+    """Tokens by id, and the rank of every merge."""
+    data = resources.files(__package__).joinpath("data/bpe_simple_vocab_16e6.txt.gz").read_bytes()
+    lines = gzip.decompress(data).decode("utf-8").split("\n")[1 : _NUM_MERGES + 1]
+    merges = [tuple(line.split()) for line in lines]
+    symbols = _byte_symbols()
+    # The printable bytes come first in CLIP's vocabulary.
+    symbols = sorted(symbols, key=lambda s: (ord(s) > 255, ord(s)))
+    tokens = [*symbols, *(s + _WORD_END for s in symbols), *("".join(m) for m in merges)]
+    return (*tokens, START, END), {merge: rank for rank, merge in enumerate(merges)}
+
+
+@functools.cache
+def _ids() -> dict[str, int]:
+    return {token: i for i, token in enumerate(_vocabulary()[0])}
+
+
+@functools.lru_cache(maxsize=2**17)
+def _piece_ids(piece: str) -> tuple[int, ...]:
+    """Ids of one piece of text (a word, a digit, a run of signs), by merging pairs of symbols."""
+    ids = _ids()
+    if piece in (START, END):
+        return (ids[piece],)
+    symbols = [_byte_symbols()[byte] for byte in piece.encode("utf-8")]
+    symbols[-1] += _WORD_END
+    ranks = _vocabulary()[1]
+    while len(symbols) > 1:
+        pairs = zip(symbols, symbols[1:], strict=False)
+        best = min(pairs, key=lambda pair: ranks.get(pair, _NUM_MERGES))
+        if best not in ranks:
+            break
+        merged, i = [], 0
+        while i < len(symbols):
+            if tuple(symbols[i : i + 2]) == best:
+                merged.append("".join(best))
+                i += 2
+            else:
+                merged.append(symbols[i])
+                i += 1
+        symbols = merged
+    return tuple(ids[symbol] for symbol in symbols)
+
+
+@keras.saving.register_keras_serializable(package="keras_ssl")
+class CLIPTokenizer:
+    """Byte-pair tokenizer of CLIP: the ids of the released models, for every string.
+
+    Text is repaired (ftfy, HTML entities), white space collapsed, lower-cased, cut into words,
+    single digits and runs of signs, and each of these into byte pairs. A sequence is
+    `[start, ids, end, 0, 0, ...]`.
+
+    Args:
+        context_length: ids of a sequence, start and end included.
+        truncate: cut what is too long and put the end token last; `False` refuses it.
+        fix_text: repair broken characters ("mojibake") with ftfy, as the official code does where
+            ftfy is installed.
+
+    Call arguments:
+        texts: a string, or a sequence of strings.
+
+    Returns:
+        int32 `(N, context_length)`.
+
+    Raises:
+        ValueError: a text is too long and `truncate` is `False`.
+
+    Example:
+
+    >>> tokenizer = CLIPTokenizer(context_length=8)
+    >>> tokenizer(["a photo of a cat"])
+    array([[49406,   320,  1125,   539,   320,  2368, 49407,     0]], dtype=int32)
+    >>> tokenizer.decode([320, 2368])
+    'a cat '
+
+    Reference:
+        Radford et al., Learning Transferable Visual Models From Natural Language Supervision,
+        2021, section 2.4; Sennrich et al., Neural Machine Translation of Rare Words with Subword
+        Units, 2016.
+    """
+
+    def __init__(self, context_length: int = 77, truncate: bool = False, fix_text: bool = True):
+        if not isinstance(context_length, int) or context_length < 3:
+            raise ValueError(
+                "`context_length` must be an int of at least 3: start, one token, end. "
+                f"Received: context_length={context_length}"
+            )
+        self.context_length = context_length
+        self.truncate = bool(truncate)
+        self.fix_text = bool(fix_text)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of ids, 49408."""
+        return len(_vocabulary()[0])
+
+    @property
+    def start_id(self) -> int:
+        """The id that begins a sequence."""
+        return _ids()[START]
+
+    @property
+    def end_id(self) -> int:
+        """The id that ends a sequence; the largest of all."""
+        return _ids()[END]
+
+    def clean(self, text: str) -> str:
+        """The text that is cut into tokens: repaired, white space collapsed, lower case."""
+        if self.fix_text:
+            text = ftfy.fix_text(text)
+        text = html.unescape(html.unescape(text)).strip()
+        return _SPACES.sub(" ", text).strip().lower()
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text of any length, without start and end."""
+        pieces = _PIECES.findall(self.clean(text))
+        return [i for piece in pieces for i in _piece_ids(piece)]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids; every word is followed by a space, as in the official code."""
+        tokens = _vocabulary()[0]
+        text = "".join(tokens[int(i)] for i in ids)
+        byte_of = {symbol: byte for byte, symbol in enumerate(_byte_symbols())}
+        data = bytes(byte_of[symbol] for symbol in text)
+        return data.decode("utf-8", errors="replace").replace(_WORD_END, " ")
+
+    def __call__(self, texts: str | Sequence[str]) -> np.ndarray:
+        texts = [texts] if isinstance(texts, str) else texts
+        rows = np.zeros((len(texts), self.context_length), "int32")
+        for row, text in zip(rows, texts, strict=True):
+            ids = self.encode(str(text))
+            room = self.context_length - 2
+            if len(ids) > room and not self.truncate:
+                raise ValueError(
+                    f"A text has {len(ids)} tokens and there is room for {room}. Shorten it, or "
+                    f"pass truncate=True. Received: {str(text)[:80]!r}"
+                )
+            ids = [self.start_id, *ids[:room], self.end_id]
+            row[: len(ids)] = ids
+        return rows
+
+    def get_config(self) -> dict:
+        return {
+            "context_length": self.context_length,
+            "truncate": self.truncate,
+            "fix_text": self.fix_text,
+        }
+
+    @classmethod
+    def from_config(cls, config) -> "CLIPTokenizer":
+        return cls(**config)
