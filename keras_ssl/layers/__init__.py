@@ -1,5 +1,6 @@
 """Layers that the methods share."""
 
+from keras_ssl.layers.block_masking import BlockMasking, block_masks
 from keras_ssl.layers.dino_head import DINOHead
 from keras_ssl.layers.heads import ProjectionHead
 from keras_ssl.layers.patches import gather_patches, patchify, unpatchify
@@ -16,17 +17,19 @@ from keras_ssl.layers.transformer import (
 )
 
 __all__ = [
+    "MLP",
+    "BlockMasking",
     "DINOHead",
     "DropPath",
     "FeatureQueue",
     "LayerScale",
-    "MLP",
     "ProjectionHead",
     "SelfAttention",
     "SwiGLU",
     "TransformerBlock",
     "apply_in_groups",
     "bicubic_matrix",
+    "block_masks",
     "gather_patches",
     "patchify",
     "sincos_position_embedding",

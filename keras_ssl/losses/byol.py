@@ -5,6 +5,7 @@ from keras import ops
 
 from keras_ssl.losses.negative_cosine import NegativeCosineLoss
 from keras_ssl.losses.nt_xent import l2_normalize
+from keras_ssl.losses.precision import at_least_float32
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
@@ -36,11 +37,6 @@ class BYOLLoss(NegativeCosineLoss):
 
     def __call__(self, predictions, targets, reduction: str | None = "mean"):
         # As differences: near agreement 2 - 2 cos would be what is left of cancelling ones.
-        p, z = (l2_normalize(_at_least_float32(x)) for x in (predictions, targets))
+        p, z = (l2_normalize(at_least_float32(x)) for x in (predictions, targets))
         distances = ops.sum(ops.square(p - z), axis=-1)
         return distances if reduction is None else ops.mean(distances)
-
-
-def _at_least_float32(x):
-    x = ops.convert_to_tensor(x)
-    return x if keras.backend.standardize_dtype(x.dtype) == "float64" else ops.cast(x, "float32")
