@@ -3,6 +3,7 @@
 from keras_ssl.losses.barlow_twins import BarlowTwinsLoss
 from keras_ssl.losses.byol import BYOLLoss
 from keras_ssl.losses.clip import CLIPDistillationLoss, CLIPLoss
+from keras_ssl.losses.dino import Center, DINOLoss, mean_entropy
 from keras_ssl.losses.ibot import IBOTPatchLoss, masked_patches, patch_weights
 from keras_ssl.losses.info_nce import InfoNCELoss
 from keras_ssl.losses.koleo import KoLeoLoss
@@ -17,6 +18,8 @@ __all__ = [
     "BarlowTwinsLoss",
     "CLIPDistillationLoss",
     "CLIPLoss",
+    "Center",
+    "DINOLoss",
     "IBOTPatchLoss",
     "InfoNCELoss",
     "KoLeoLoss",
@@ -25,6 +28,7 @@ __all__ = [
     "SigLIPLoss",
     "VICRegLoss",
     "masked_patches",
+    "mean_entropy",
     "patch_weights",
     "sinkhorn_knopp",
 ]
