@@ -1,8 +1,10 @@
-"""Weights in and out of the layouts of the papers' repositories and of timm."""
+"""Weights in and out of the layouts of transformers, timm and the papers' repositories."""
 
 from keras_ssl.converters.convert import LoadReport as LoadReport
 from keras_ssl.converters.convert import load_official as load_official
 from keras_ssl.converters.convert import official_entries as official_entries
 from keras_ssl.converters.convert import to_official as to_official
 from keras_ssl.converters.files import read_state_dict as read_state_dict
+from keras_ssl.converters.folders import from_transformers as from_transformers
+from keras_ssl.converters.folders import to_transformers as to_transformers
 from keras_ssl.converters.sources import LAYOUTS as LAYOUTS

@@ -2,6 +2,7 @@
 
 import keras
 import keras_hub
+import numpy as np
 
 from keras_ssl.backbones.vit import ViTBackbone
 
@@ -11,9 +12,57 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
 class ImageConverter(keras_hub.layers.ImageConverter):
-    """`keras_hub.layers.ImageConverter` of our vision transformer: size, crop, scale and offset."""
+    """`keras_hub.layers.ImageConverter` of our vision transformer: size, crop, scale and offset.
+
+    Args:
+        crop_fraction: share of the largest window of the wanted shape that is kept, from the
+            centre: 224 / 256 is "resize the short side to 256, crop 224 from the centre", in one
+            step. In `(0, 1]`.
+        **kwargs: of `keras_hub.layers.ImageConverter`.
+    """
 
     backbone_cls = ViTBackbone
+
+    def __init__(self, *args, crop_fraction: float = 1.0, **kwargs):
+        if not 0 < crop_fraction <= 1:
+            raise ValueError(
+                f"`crop_fraction` must lie in (0, 1]. Received: crop_fraction={crop_fraction}"
+            )
+        super().__init__(*args, **kwargs)
+        self.crop_fraction = float(crop_fraction)
+
+    def call(self, inputs):
+        if self.crop_fraction < 1 and self.image_size is not None:
+            if isinstance(inputs, dict):
+                inputs = {**inputs, "images": self._crop(inputs["images"])}
+            elif isinstance(inputs, (list, tuple)):
+                inputs = type(inputs)(self._crop(np.asarray(image)) for image in inputs)
+            else:
+                inputs = self._crop(inputs)
+        return super().call(inputs)
+
+    def _crop(self, images):
+        top, left, height, width = self.crop_box(*images.shape[-3:-1])
+        return images[..., top : top + height, left : left + width, :]
+
+    def crop_box(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """`(top, left, height, width)` of what is kept of a picture, before resizing."""
+        if height is None or width is None:
+            raise ValueError(
+                "With `crop_fraction` the size of the pictures must be known when the pipeline is "
+                "traced. Batch pictures of one size, or set crop_fraction=1."
+            )
+        new_height, new_width = self.image_size
+        kept_height, kept_width = height, width
+        if self.crop_to_aspect_ratio:
+            kept_height = min(height, int(width * new_height / new_width))
+            kept_width = min(width, int(height * new_width / new_height))
+        kept_height = max(1, round(kept_height * self.crop_fraction))
+        kept_width = max(1, round(kept_width * self.crop_fraction))
+        return (height - kept_height) // 2, (width - kept_width) // 2, kept_height, kept_width
+
+    def get_config(self):
+        return {**super().get_config(), "crop_fraction": self.crop_fraction}
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
@@ -67,5 +116,38 @@ def default_preprocessor(
             offset=[-m / s for m, s in zip(mean, std, strict=True)],
             interpolation=interpolation,
             antialias=True,
+        )
+    )
+
+
+def preprocessor_for(
+    image_size: tuple[int, int] | None,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    interpolation: str = "bicubic",
+    crop_fraction: float = 1.0,
+    crop_to_aspect_ratio: bool = True,
+    factor: float = 1 / 255,
+) -> ImagePreprocessor:
+    """A preprocessor as released weights describe theirs: `(factor * x - mean) / std`.
+
+    Args:
+        image_size: `(height, width)`, or `None` for no resizing.
+        mean: per channel.
+        std: per channel.
+        interpolation: `"bicubic"`, `"bilinear"` or `"nearest"`; antialiased.
+        crop_fraction: of `ImageConverter`.
+        crop_to_aspect_ratio: crop to the wanted shape; else the picture is stretched.
+        factor: from a pixel to the scale of mean and std.
+    """
+    return ImagePreprocessor(
+        ImageConverter(
+            image_size=image_size,
+            scale=[factor / s for s in std],
+            offset=[-m / s for m, s in zip(mean, std, strict=True)],
+            interpolation=interpolation,
+            antialias=True,
+            crop_to_aspect_ratio=crop_to_aspect_ratio,
+            crop_fraction=crop_fraction,
         )
     )

@@ -7,7 +7,7 @@ import keras_hub
 import numpy as np
 from keras import ops
 
-from keras_ssl.augmentation import Views, functional
+from keras_ssl.augmentation import RECIPES, Views, functional
 from keras_ssl.layers.image_converter import default_preprocessor, image_shape_of
 from keras_ssl.models import preset_io
 from keras_ssl.training import data as data_utils
@@ -103,6 +103,11 @@ class SSLTask(keras_hub.models.Task, metaclass=SubclassedModelType):
         if training:
             self.seen_batches.assign_add(1)
 
+    @property
+    def embedding_backbone(self):
+        """The network whose features `predict` gives."""
+        return self.backbone
+
     def encode(self, images, training=False, backbone=None):
         """Embeddings `(N, D)` of prepared images, by the backbone or another (a teacher)."""
         backbone = self.backbone if backbone is None else backbone
@@ -118,7 +123,8 @@ class SSLTask(keras_hub.models.Task, metaclass=SubclassedModelType):
         if self._loss_only:
             # `compute_loss` does its own forward passes; what it is given here is not used.
             return keras.tree.flatten(images)[0]
-        return self.encode(self.preprocess(data_utils.images_of(images)), training=training)
+        images = self.preprocess(data_utils.images_of(images))
+        return self.encode(images, training=training, backbone=self.embedding_backbone)
 
     @contextlib.contextmanager
     def _without_embedding(self):
@@ -429,15 +435,20 @@ class SSLTask(keras_hub.models.Task, metaclass=SubclassedModelType):
         return preset_io.load_task(cls, preset, load_weights, kwargs)
 
 
-def default_views(recipe: str, backbone, seed: int | None):
-    """The paper's augmentation at the backbone's image size."""
+def default_views(recipe: str, backbone, seed: int | None, **kwargs):
+    """The paper's augmentation at the backbone's image size; local crops in whole patches."""
     shape = image_shape_of(backbone)
     if shape[0] is None:
         raise ValueError(
             "The backbone has no fixed image size, so the size of the views must be given: pass "
             f"augmenter=keras_ssl.augmentation.Views({recipe!r}, size=...)."
         )
-    return Views(recipe, size=tuple(shape[:2]), seed=seed)
+    patch = getattr(backbone, "patch_size", None)
+    if patch and any(view.get("local") for view in RECIPES[recipe]["views"]):
+        # 3/7 of the image, as 96 is of 224.
+        sides = (patch * max(1, round(side * 3 / 7 / patch)) for side in shape[:2])
+        kwargs.setdefault("local_size", tuple(sides))
+    return Views(recipe, size=tuple(shape[:2]), seed=seed, **kwargs)
 
 
 def pool_features(backbone, features, pooling: str):
@@ -485,7 +496,10 @@ def convert_images(images, converter):
     """
     x = ops.cast(images, "float32")
     if converter.image_size is not None:
-        height, width = images.shape[1:3]
+        if getattr(converter, "crop_fraction", 1.0) < 1:
+            top, left, height, width = converter.crop_box(*images.shape[1:3])
+            x = x[:, top : top + height, left : left + width]
+        height, width = x.shape[1:3]
         new_height, new_width = converter.image_size
         if (height, width) != (new_height, new_width):
             if converter.crop_to_aspect_ratio:

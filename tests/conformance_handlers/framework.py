@@ -187,8 +187,9 @@ def group_of(key: str) -> str | None:
 class Case:
     """One reference file while a handler works through it."""
 
-    def __init__(self, name: str, arrays: dict[str, np.ndarray], meta: dict):
+    def __init__(self, name: str, arrays: dict[str, np.ndarray], meta: dict, folder=None):
         self.name = name
+        self.folder = folder  # where the file lies, for those that have other files beside them
         self.meta = meta
         self.method = meta.get("method")
         self.config = Options(meta.get("config") or {})
@@ -315,9 +316,9 @@ def scope_reason(method, kind, key) -> str | None:
     return None
 
 
-def run_case(name: str, arrays: dict[str, np.ndarray], meta: dict) -> Case:
+def run_case(name: str, arrays: dict[str, np.ndarray], meta: dict, folder=None) -> Case:
     """Put one file's arrays through its handler."""
-    case = Case(name, arrays, meta)
+    case = Case(name, arrays, meta, folder)
     function = HANDLERS.get((case.method, case.kind))
     if function is None:
         reason = scope_reason(case.method, case.kind, "*")
@@ -437,7 +438,7 @@ def run(vectors, only: str | None = None, verbose: bool = False, echo: Callable 
             case = Case(name, {}, {})
             case.problems.append(f"unreadable file: {type(error).__name__}: {error}")
         else:
-            case = run_case(name, arrays, meta)
+            case = run_case(name, arrays, meta, path.parent)
         cases.append(case)
         print_case(case, time.perf_counter() - start, verbose, echo)
     print_table(cases, echo)

@@ -1,0 +1,122 @@
+"""Models from folders in the transformers layout, and back."""
+
+import json
+import os
+import shutil
+import uuid
+
+from keras_ssl.converters import transformers as hf
+from keras_ssl.converters import (
+    transformers_dinov2,
+    transformers_dinov3,
+    transformers_vit,
+    transformers_vit_mae,
+)
+from keras_ssl.converters.convert import load_official, to_official
+from keras_ssl.converters.files import read_state_dict
+from keras_ssl.layers.image_converter import preprocessor_for
+
+_SOURCES = (transformers_vit, transformers_vit_mae, transformers_dinov2, transformers_dinov3)
+MODEL_TYPES = {name: source for source in _SOURCES for name in source.TYPES}
+
+
+def from_transformers(folder) -> tuple:
+    """Builds the model of a folder in the transformers layout and loads its weights.
+
+    Args:
+        folder: with `config.json` and `model.safetensors` (or its shards, or
+            `pytorch_model.bin`, read as weights only).
+
+    Returns:
+        `(model, preprocessor, report)`: an `MAE` for `vit_mae`, a `ViTBackbone` for the other
+        vision encoders; an `ImagePreprocessor`, or `None` where the folder has none; and the
+        `LoadReport`.
+
+    Raises:
+        ValueError: an architecture or a setting that is not offered, files that are missing or
+            damaged, tensors that do not fit; the message names them.
+    """
+    folder = os.fspath(folder)
+    values = hf.read_json(folder, "config.json")
+    if values is None:
+        raise ValueError(f"The folder has no config.json. Received: {folder!r}")
+    model_type = values.get("model_type")
+    if model_type not in MODEL_TYPES:
+        raise ValueError(
+            f"Architectures that are offered: {', '.join(sorted(MODEL_TYPES))}. "
+            f"Received: model_type={model_type!r}"
+        )
+    source = MODEL_TYPES[model_type]
+    layout, prefix = source.TYPES[model_type]
+    model = source.build(hf.Config(values))
+    state = {}
+    for path in hf.weight_files(folder):
+        state.update(read_state_dict(path))
+    if prefix and any(name.startswith(prefix) for name in state):
+        state = {name.removeprefix(prefix): array for name, array in state.items()}
+    for theirs, ours in getattr(source, "RENAMED", ()):
+        state = {
+            ours + name[len(theirs) :] if name.startswith(theirs) else name: array
+            for name, array in state.items()
+        }
+    # An encoder without its decoder is what fine-tuned checkpoints hold: named in the report.
+    report = load_official(model, state, layout)
+    described = hf.preprocessing(folder)
+    return model, described and preprocessor_for(**described), report
+
+
+def to_transformers(model, folder, preprocessor=None) -> None:
+    """Writes a model to a folder that `transformers` loads, with equal outputs.
+
+    `config.json` and `model.safetensors`, and `preprocessor_config.json` where there is a
+    preprocessor. The files are written beside the folder, which then takes its place.
+
+    Args:
+        model: an `MAE`, or a `ViTBackbone` that one of the architectures can express: DINO's and
+            plain encoders (`vit`, `ijepa` without class token), DINOv2's with layer scale
+            (`dinov2`, `dinov2_with_registers`), rotary ones (`dinov3_vit`).
+        folder: where to write.
+        preprocessor: an `ImagePreprocessor`; the model's own when `None`.
+
+    Raises:
+        ValueError: a model that no architecture of transformers expresses; it says why.
+    """
+    folder = os.path.abspath(os.fspath(folder))
+    source = _source_of(model)
+    config = source.config_of(model)
+    layout, _ = source.TYPES[config["model_type"]]
+    tensors = {name: array.astype("float32") for name, array in to_official(model, layout).items()}
+    preprocessor = preprocessor or getattr(model, "preprocessor", None)
+    new = f"{folder}.new-{uuid.uuid4().hex[:8]}"
+    os.makedirs(new)
+    try:
+        _write_json(new, "config.json", {**config, "dtype": "float32"})
+        hf.write_safetensors(os.path.join(new, "model.safetensors"), tensors)
+        if preprocessor is not None and preprocessor.image_converter.image_size is not None:
+            described = hf.preprocessor_config(preprocessor.image_converter)
+            _write_json(new, "preprocessor_config.json", described)
+        if os.path.isdir(folder):
+            shutil.rmtree(folder)
+        os.rename(new, folder)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+
+
+def _source_of(model):
+    if hasattr(model, "decoder_blocks"):
+        return transformers_vit_mae
+    if not hasattr(model, "patch_embedding"):
+        raise ValueError(
+            "The transformers layout is written for MAE and ViTBackbone; of another method pass "
+            f"`model.backbone`. Received: model of class {type(model).__name__}"
+        )
+    if model.position_embedding_type == "rotary":
+        return transformers_dinov3
+    return transformers_vit if model.layer_scale_init is None else transformers_dinov2
+
+
+def _write_json(folder, name, value):
+    with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2, sort_keys=True)
+        file.write("\n")
