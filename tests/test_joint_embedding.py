@@ -302,3 +302,21 @@ def test_methods_start_as_their_published_codes(method):
     heads = [getattr(model, n) for n in ("projection_head", "prediction_head") if hasattr(model, n)]
     starts = {head.initializer for head in heads}
     assert starts == {"haiku" if method == "byol" else "torch"}
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+def test_simsiams_predictor_keeps_its_learning_rate(fixed):
+    model = METHODS["simsiam"](fix_predictor_learning_rate=fixed, augmenter=None, preprocessor=None)
+    model.compile()
+    optimizer = model.default_optimizer(total_steps=4, batch_size=256, steps_per_epoch=2)
+    optimizer = type(optimizer).from_config(optimizer.get_config())
+    optimizer.build(model.trainable_variables)
+    # After the last epoch's decay and with equal gradients, what moves is the learning rate.
+    optimizer.iterations.assign(2)
+    before = [to_numpy(v).copy() for v in model.trainable_variables]
+    optimizer.apply([ops.ones(v.shape) for v in model.trainable_variables])
+    for variable, old in zip(model.trainable_variables, before, strict=True):
+        rate = np.mean(old - to_numpy(variable))
+        kept = fixed and "prediction_head" in variable.path
+        assert rate == pytest.approx(0.05 if kept else 0.025, rel=1e-3)
+    assert any("prediction_head" in v.path for v in model.trainable_variables)

@@ -6,6 +6,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_ssl.training.kernels import write_rows
+
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
 class FeatureQueue(keras.layers.Layer):
@@ -89,7 +91,7 @@ class FeatureQueue(keras.layers.Layer):
             place = ops.where(inside, place, place - self.size)
             kept = ops.where(inside[:, None], kept, ops.take(self.features(), place, axis=0))
             moved = ops.where(pointer + count >= self.size, 0, pointer + count)
-        self.rows.assign(ops.scatter_update(self.features(), place[:, None], kept))
+        write_rows(self.rows, place, kept)
         self.pointer.assign(ops.cast(moved, self.pointer.dtype))
 
     def get_config(self):

@@ -31,6 +31,12 @@ class MoCo(MomentumTeacher, SSLTask):
     `batch_norm_groups` parts, as on so many devices of the paper; each part needs at least two
     images, and the paper's parts have 32 (batch 256 on 8 devices).
 
+    Under data parallelism on JAX a batch is one global array, whatever devices hold it: the parts
+    are those of the global batch, keys are shuffled across devices, and the numbers are those of
+    one device. With as many parts as devices every part lies on a device of its own and its
+    statistics need no communication. Where every device runs a copy of the step on its own batch,
+    the parts are parts of that batch.
+
     Args:
         backbone: any image backbone of keras-hub, Keras or keras_ssl.
         projection_dim: width of queries and keys.

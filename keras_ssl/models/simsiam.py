@@ -27,6 +27,8 @@ class SimSiam(SSLTask):
         projection_hidden_dim: hidden width of `g`; the features' width when `None`.
         prediction_hidden_dim: hidden width of the bottleneck `h`; a quarter of `projection_dim`
             when `None`, as in the paper.
+        fix_predictor_learning_rate: leave the learning rate of `h` at its start while that of `f`
+            and `g` decays, as in the published code: `h` must keep up with what it predicts.
         pooling: `"token"` or `"mean"`: how tokens or maps become features.
         augmenter: makes two views from images in `[0, 255]`; `"auto"` is the paper's recipe at
             the backbone's image size. With `None` the dataset yields a tuple of two view batches.
@@ -56,6 +58,7 @@ class SimSiam(SSLTask):
         projection_dim: int = 2048,
         projection_hidden_dim: int | None = None,
         prediction_hidden_dim: int | None = None,
+        fix_predictor_learning_rate: bool = True,
         pooling: str | None = None,
         augmenter="auto",
         preprocessor="auto",
@@ -74,6 +77,7 @@ class SimSiam(SSLTask):
         self.projection_dim = projection_dim
         self.projection_hidden_dim = projection_hidden_dim
         self.prediction_hidden_dim = prediction_hidden_dim
+        self.fix_predictor_learning_rate = fix_predictor_learning_rate
         self.projection_head = ProjectionHead(
             projection_dim,
             projection_hidden_dim,
@@ -110,17 +114,22 @@ class SimSiam(SSLTask):
     def default_optimizer(self, total_steps, batch_size, steps_per_epoch):
         """SGD(momentum 0.9), weight decay 1e-4, cosine to zero, changed every epoch.
 
-        The base learning rate is 0.05 for a batch of 256, scaled linearly (section 3). The
-        predictor follows the same schedule, as in the paper's baseline; the published ImageNet
-        run keeps its rate constant.
+        The base learning rate is 0.05 for a batch of 256, scaled linearly (section 3). With
+        `fix_predictor_learning_rate` the decay is a multiplier of all but the predictor's rate
+        (appendix B).
         """
         base = self._auto_compile["learning_rate"] or 0.05
-        schedule = WarmupCosine(
-            scale_learning_rate(base, batch_size),
-            total_steps=total_steps,
-            update_every=steps_per_epoch,
+        peak = scale_learning_rate(base, batch_size)
+        decay = dict(total_steps=total_steps, update_every=steps_per_epoch)
+        if not self.fix_predictor_learning_rate:
+            return sgd(WarmupCosine(peak, **decay), momentum=0.9, weight_decay=1e-4)
+        all_but_predictor = "^(?!.*prediction_head)"
+        return sgd(
+            peak,
+            momentum=0.9,
+            weight_decay=1e-4,
+            learning_rate_multipliers={all_but_predictor: WarmupCosine(1.0, **decay)},
         )
-        return sgd(schedule, momentum=0.9, weight_decay=1e-4)
 
     def get_config(self):
         return {
@@ -128,4 +137,5 @@ class SimSiam(SSLTask):
             "projection_dim": self.projection_dim,
             "projection_hidden_dim": self.projection_hidden_dim,
             "prediction_hidden_dim": self.prediction_hidden_dim,
+            "fix_predictor_learning_rate": self.fix_predictor_learning_rate,
         }

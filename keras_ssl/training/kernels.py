@@ -1,6 +1,7 @@
 """Operations whose fastest form differs between backends."""
 
 import keras
+import numpy as np
 from keras import ops
 
 
@@ -31,26 +32,52 @@ def gelu(x):
     return 0.5 * x * (1.0 + ops.erf(x * 0.7071067811865476))
 
 
-def dot_product_attention(query, key, value):
+def write_rows(variable, place, rows) -> None:
+    """Writes some rows of a variable `(size, dim)`.
+
+    A new array where the compiler then reuses the old one's memory; in place on PyTorch, where
+    three copies of a queue of 65,536 keys would cost as much as a small network's forward pass.
+
+    Args:
+        place: `(n,)` int, the rows to write, each once.
+        rows: `(n, dim)`, without gradient.
+    """
+    if keras.backend.backend() == "torch":
+        import torch
+
+        with torch.no_grad():
+            variable.value.index_copy_(0, place.long(), rows.to(variable.value.dtype))
+        return
+    variable.assign(ops.scatter_update(ops.convert_to_tensor(variable), place[:, None], rows))
+
+
+def dot_product_attention(query, key, value, causal=False):
     """Scaled dot-product attention, `softmax(q k^T / sqrt(head_dim)) v`.
 
     Args:
         query: `(batch, tokens, heads, head_dim)`; `key` and `value` likewise.
+        causal: whether a token sees itself and those before it only.
 
     Returns:
         `(batch, tokens, heads, head_dim)`.
     """
     if not _prefers_plain_attention():
-        return ops.dot_product_attention(query, key, value)
-    attention = attention_weights(query, key)
+        return ops.dot_product_attention(query, key, value, is_causal=causal)
+    attention = attention_weights(query, key, causal)
     out = ops.matmul(attention, ops.transpose(value, (0, 2, 1, 3)))
     return ops.transpose(out, (0, 2, 1, 3))
 
 
-def attention_weights(query, key):
+def attention_weights(query, key, causal=False):
     """`softmax(q k^T / sqrt(head_dim))`: `(batch, heads, query tokens, key tokens)`."""
     query = ops.transpose(query * query.shape[-1] ** -0.5, (0, 2, 1, 3))
-    return ops.softmax(ops.matmul(query, ops.transpose(key, (0, 2, 3, 1))), axis=-1)
+    logits = ops.matmul(query, ops.transpose(key, (0, 2, 3, 1)))
+    if causal:
+        # Finite, so that half precision has no infinity to subtract.
+        lowest = -1e4 if keras.backend.standardize_dtype(logits.dtype) == "float16" else -1e9
+        before = np.tri(logits.shape[-2], logits.shape[-1], dtype=bool)
+        logits = ops.where(before, logits, ops.cast(lowest, logits.dtype))
+    return ops.softmax(logits, axis=-1)
 
 
 def _barrier():

@@ -742,6 +742,10 @@ class LARS(GroupedOptimizer):
         slots = [self.momentums[index].value for index in indices]
         decayed = [i for i, group in enumerate(groups) if group.decay]
         adapted = [i for i, group in enumerate(groups) if group.adapt]
+        plain = self.momentum_holds == "scaled_gradient" and not (adapted or self.nesterov)
+        if plain and first.device.type == "cpu" and not self._frozen_steps:
+            self._plain_sgd(weights, slots, gradients, groups)
+            return True
         rates = torch.stack([self._rate(g).to(first.dtype) for g in groups])
 
         def scaled(tensors, with_rate):
@@ -773,6 +777,15 @@ class LARS(GroupedOptimizer):
             update = torch._foreach_mul(update, list(rates.unbind()))
         torch._foreach_sub_(weights, update)
         return True
+
+    def _plain_sgd(self, weights, slots, gradients, groups):
+        """In place, with numbers: on a CPU every temporary is a walk through fresh memory."""
+        decay = float(self._step.scalars["decay"])
+        for weight, slot, gradient, group in zip(weights, slots, gradients, groups, strict=True):
+            slot.mul_(self.momentum).add_(gradient.to(slot.dtype))
+            if group.decay and decay:
+                slot.add_(weight, alpha=decay)
+            weight.sub_(slot, alpha=float(self._rate(group)))
 
     def get_config(self):
         config = super().get_config()
