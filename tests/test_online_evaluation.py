@@ -10,6 +10,7 @@ import toy
 from PIL import Image
 
 from keras_ssl.callbacks import (
+    AttentionPlot,
     KNNEvaluation,
     LinearProbe,
     OnlineEvaluation,
@@ -137,6 +138,7 @@ def test_pictures_are_written_at_chosen_epochs(tmp_path):
     plots = [
         ReconstructionPlot(images[:3], tmp_path / "pictures", every=2, zoom=1),
         ViewsPlot(images[:2], tmp_path / "pictures", zoom=1),
+        AttentionPlot(images[:2], tmp_path, epochs=[3], zoom=1),
         PicturePlot(
             lambda m: seen.append(m) or Image.new("RGB", (4, 4)), tmp_path, "own", epochs=[2]
         ),
@@ -144,6 +146,7 @@ def test_pictures_are_written_at_chosen_epochs(tmp_path):
     model.fit(images, batch_size=12, epochs=3, verbose=0, callbacks=plots)
     names = sorted(path.name for path in tmp_path.rglob("*.png"))
     assert names == [
+        "attention_0003.png",
         "own_0002.png",
         "own_0003.png",
         "reconstruction_0002.png",
@@ -151,7 +154,7 @@ def test_pictures_are_written_at_chosen_epochs(tmp_path):
         "views_0001.png",
         "views_0003.png",
     ]
-    assert seen == [model, model] and plots[2].path == tmp_path / "own_0003.png"
+    assert seen == [model, model] and plots[-1].path == tmp_path / "own_0003.png"
     one, two = (
         np.asarray(Image.open(tmp_path / "pictures" / f"reconstruction_000{i}.png")) for i in (2, 3)
     )

@@ -1,5 +1,16 @@
 """Backbones."""
 
+from keras_ssl.backbones.modified_resnet import MODIFIED_RESNET_SIZES, ModifiedResNet
+from keras_ssl.backbones.small_resnet import small_resnet
+from keras_ssl.backbones.text_transformer import TEXT_SIZES, TextTransformer
 from keras_ssl.backbones.vit import VIT_SIZES, ViTBackbone
 
-__all__ = ["VIT_SIZES", "ViTBackbone"]
+__all__ = [
+    "MODIFIED_RESNET_SIZES",
+    "ModifiedResNet",
+    "TEXT_SIZES",
+    "TextTransformer",
+    "VIT_SIZES",
+    "ViTBackbone",
+    "small_resnet",
+]

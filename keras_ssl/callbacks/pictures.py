@@ -91,6 +91,36 @@ class ReconstructionPlot(PicturePlot):
         )
 
 
+class AttentionPlot(PicturePlot):
+    """Where the class token of a vision transformer looks: a map for every head.
+
+    Args:
+        images: `(N, height, width, 3)` in `[0, 255]`.
+        folder: where `attention_<epoch>.png` goes.
+        every: after every so many epochs, and after the last one always.
+        epochs: the epochs, counted from 1, instead of `every`.
+        zoom: whole number by which pictures are enlarged.
+        **options: of `keras_ssl.visualization.attention_grid`: `layer`, `query`, `mass`, ...
+
+    Example:
+
+    ```python
+    plot = keras_ssl.callbacks.AttentionPlot(images[:8], "run/pictures", every=20)
+    dino.fit(images, epochs=100, callbacks=[plot])
+    ```
+    """
+
+    def __init__(self, images, folder, every: int = 10, epochs=None, zoom: int = 2, **options):
+        images = np.asarray(images)
+        super().__init__(
+            lambda model: visualization.attention_grid(model, images, zoom=zoom, **options),
+            folder,
+            "attention",
+            every,
+            epochs,
+        )
+
+
 class ViewsPlot(PicturePlot):
     """The views that the augmenter makes, normalisation undone; see `views_grid`.
 

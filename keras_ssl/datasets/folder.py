@@ -173,6 +173,71 @@ def load_arrays(
     return reader.read_all(verbose)
 
 
+class FolderImages:
+    """The images of a folder or archive as something that is indexed like an array.
+
+    `images[rows]` decodes those images, in threads: `(len(rows), height, width, 3)` uint8. So a
+    set larger than memory can be batched in any order, which a resumed run needs. Everything else
+    is as in `image_folder`.
+
+    Args:
+        path: a folder, or an archive (.tar, .tar.gz, .tgz, .tar.bz2, .tar.xz, .zip).
+        image_size: int or (height, width) in pixels.
+        subset: read only what lies below this folder, e.g. "train".
+        labels, errors, interpolation, crop, background, num_workers, check, max_bytes: as in
+            `image_folder`.
+
+    Attributes:
+        shape: `(N, height, width, 3)`.
+        file_names: relative to the root, in order.
+        labels: int32 `(N,)` or None.
+        class_names: tuple of str.
+        broken_files: {name: reason}.
+
+    Raises:
+        FileNotFoundError, ValueError: as in `image_folder`.
+
+    Example:
+
+    >>> photos = keras_ssl.datasets.FolderImages("photos", 96)
+    >>> photos[[3, 1]].shape
+    (2, 96, 96, 3)
+    """
+
+    dtype = np.dtype("uint8")
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        image_size: int | tuple[int, int] = 224,
+        *,
+        labels: str | None = "auto",
+        subset: str | None = None,
+        errors: str = "skip",
+        interpolation: str = "bilinear",
+        crop: bool = True,
+        background: tuple[int, int, int] = (255, 255, 255),
+        num_workers: int | None = None,
+        check: bool = True,
+        max_bytes: int = MAX_ARCHIVE_BYTES,
+    ):
+        self._reader = _Reader(path, subset, labels, errors, check, max_bytes, num_workers)
+        self._reader.prepare(_size(image_size), interpolation, crop, background)
+        self.labels = self._reader.labels
+        self.class_names = self._reader.class_names
+        self.file_names = list(self._reader.files.names)
+        self.broken_files = self._reader.broken
+        self.shape = (len(self.file_names), *self._reader.size, 3)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows) -> np.ndarray:
+        chosen = np.arange(len(self))[rows]
+        images, _ = self._reader.read_batch(np.atleast_1d(chosen))
+        return images if chosen.ndim else images[0]
+
+
 def find_broken_images(
     path: str | os.PathLike, subset: str | None = None, verbose: bool = True
 ) -> dict[str, str]:
