@@ -5,7 +5,7 @@ import numpy as np
 
 from keras_ssl.augmentation import Views
 from keras_ssl.backbones import ViTBackbone
-from keras_ssl.models import BYOL, MAE, BarlowTwins, MoCo, MoCoV3, SimCLR, SimSiam, VICReg
+from keras_ssl.models import BYOL, DINO, MAE, BarlowTwins, MoCo, MoCoV3, SimCLR, SimSiam, VICReg
 
 
 def vit(**kwargs) -> ViTBackbone:
@@ -65,9 +65,20 @@ def vicreg(backbone=None, **kwargs) -> VICReg:
     return VICReg(backbone or vit(num_layers=1), **{**defaults, **kwargs})
 
 
+def dino(backbone=None, **kwargs) -> DINO:
+    defaults = dict(output_dim=24, hidden_dim=12, bottleneck_dim=8, seed=1)
+    views = [
+        {"count": 2, "crop": {"scale": (0.4, 1.0)}, "flip": {}},
+        {"count": 2, "local": True, "crop": {"scale": (0.1, 0.4)}},
+    ]
+    defaults["augmenter"] = Views(views, size=16, local_size=8, seed=1)
+    return DINO(backbone or vit(num_layers=1), **{**defaults, **kwargs})
+
+
 METHODS = {
     "barlow_twins": barlow_twins,
     "byol": byol,
+    "dino": dino,
     "mae": mae,
     "moco": moco,
     "moco_v3": moco_v3,

@@ -103,6 +103,13 @@ _DINO_LOCAL = {
     "blur": {"probability": 0.5},
 }
 
+# For pictures of 32 to 96 pixels: blur would leave little of them, and a twentieth of 32 x 32 is
+# 7 x 7 pixels.
+_DINO_SMALL = [
+    {name: options for name, options in view.items() if name != "blur"}
+    for view in (*_DINO_GLOBAL, {**_DINO_LOCAL, "crop": {"scale": (0.1, 0.4), **_BICUBIC}})
+]
+
 RECIPES = {
     "simclr": {
         "source": "Chen et al. 2020, appendix A; google-research/simclr, color strength 1",
@@ -157,6 +164,28 @@ RECIPES = {
         "source": "Caron et al. 2021, section 3.1; facebookresearch/dino main_dino.py",
         **_IMAGENET,
         "views": [*_DINO_GLOBAL, _DINO_LOCAL],
+    },
+    "dino_small": {
+        "source": "ours: DINO's views for small pictures, without blur, local crops from 10 %",
+        **_IMAGENET,
+        "views": _DINO_SMALL,
+    },
+    "clip": {
+        "source": "Radford et al. 2021, section 2.3: a random crop only; open_clip's scale of it",
+        "mean": (0.48145466, 0.4578275, 0.40821073),
+        "std": (0.26862954, 0.26130258, 0.27577711),
+        "views": [{"crop": {"scale": (0.9, 1.0), **_BICUBIC}}],
+    },
+    "siglip": {
+        "source": "big_vision, configs/proj/image_text: resized, values to [-1, 1]; crop as CLIP's",
+        "mean": (0.5, 0.5, 0.5),
+        "std": (0.5, 0.5, 0.5),
+        "views": [{"crop": {"scale": (0.9, 1.0), **_BICUBIC}}],
+    },
+    "align": {
+        "source": "Jia et al. 2021, section 5: random crop of 289 from 346, random flip",
+        **_IMAGENET,
+        "views": [{"crop": {"scale": (0.6976, 0.6976), "ratio": (1.0, 1.0)}, "flip": {}}],
     },
     "mae": {
         "source": "He et al. 2022, section 4 and table 8; facebookresearch/mae main_pretrain.py",

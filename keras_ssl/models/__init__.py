@@ -2,6 +2,7 @@
 
 from keras_ssl.models.barlow_twins import BarlowTwins
 from keras_ssl.models.byol import BYOL
+from keras_ssl.models.dino import DINO
 from keras_ssl.models.image_classifier import ImageClassifier
 from keras_ssl.models.mae import MAE
 from keras_ssl.models.moco import MoCo
@@ -14,6 +15,7 @@ from keras_ssl.models.vicreg import VICReg
 __all__ = [
     "BYOL",
     "BarlowTwins",
+    "DINO",
     "ImageClassifier",
     "MAE",
     "MoCo",

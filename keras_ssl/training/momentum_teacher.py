@@ -12,13 +12,15 @@ from keras_ssl.training.schedules import CosineMomentum
 _STATE = re.compile(r"(moving_mean|moving_variance|vector_u|seed_generator_state|state|count)$")
 
 
-def copy_layer(layer):
+def copy_layer(layer, changes: dict | None = None):
     """A second layer or model of the same class and configuration, with the same values.
+
+    `changes` replace parts of the configuration that make no weights.
 
     The values go through NumPy: two variables that share one buffer cannot both be donated to a
     compiled step on JAX.
     """
-    copy = type(layer).from_config(layer.get_config())
+    copy = type(layer).from_config({**layer.get_config(), **(changes or {})})
     if layer.built and not copy.built:
         copy.build_from_config(layer.get_build_config())
     copy.set_weights([weight.copy() for weight in layer.get_weights()])
@@ -86,7 +88,9 @@ class MomentumTeacher:
         pairs = []
         for name in names:
             student = getattr(self, name)
-            teacher = copy_layer(student)
+            # The teacher is the whole network: no stochastic depth, in its training mode either.
+            drops = "drop_path_rate" in student.get_config()
+            teacher = copy_layer(student, {"drop_path_rate": 0.0} if drops else None)
             # By position: both were made from one configuration.
             for target, source in zip(teacher.weights, student.weights, strict=True):
                 if source.trainable or not _STATE.search(source.path):
