@@ -31,7 +31,7 @@ VIT_SIZES = {
 }
 
 POSITION_EMBEDDINGS = ("learned", "sincos", "sincos_moco_v3", "rotary")
-INITIALIZERS = ("mae", "truncated_normal", "moco_v3")
+INITIALIZERS = ("mae", "truncated_normal", "moco_v3", "clip")
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
@@ -68,7 +68,9 @@ class ViTBackbone(keras_hub.models.Backbone, metaclass=SubclassedModelType):
         interpolation_offset: added to the new grid size when positions are interpolated: 0.1 in
             DINO and in DINOv2 without registers, else 0.
         interpolation_antialias: antialiased interpolation (DINOv2 with registers).
+        use_pre_norm: layer normalisation before the first block (CLIP).
         use_final_norm: layer normalisation after the last block.
+        patch_bias: bias on the patch projection; CLIP has none.
         qkv_bias: bias on queries, keys and values.
         layer_scale_init: start value of layer scale, or `None` for none.
         ffn: `"mlp"` or `"swiglu"`.
@@ -78,8 +80,8 @@ class ViTBackbone(keras_hub.models.Backbone, metaclass=SubclassedModelType):
         rematerialize: recompute every block in the backward pass instead of keeping its
             activations: slower, and memory grows with one block instead of all.
         freeze_patch_projection: keep the patch projection at its random start (MoCo v3).
-        initializer: `"mae"` (Xavier), `"truncated_normal"` (0.02; ViT, DINO, DINOv2) or
-            `"moco_v3"`.
+        initializer: `"mae"` (Xavier), `"truncated_normal"` (0.02; ViT, DINO, DINOv2),
+            `"moco_v3"` or `"clip"`.
         dtype: dtype policy, e.g. `"float32"`, `"mixed_bfloat16"`, `"mixed_float16"`.
         name: name of the model.
 
@@ -127,7 +129,9 @@ class ViTBackbone(keras_hub.models.Backbone, metaclass=SubclassedModelType):
         rotary_theta: float = 100.0,
         interpolation_offset: float = 0.0,
         interpolation_antialias: bool = False,
+        use_pre_norm: bool = False,
         use_final_norm: bool = True,
+        patch_bias: bool = True,
         qkv_bias: bool = True,
         layer_scale_init: float | None = None,
         ffn: str = "mlp",
@@ -177,7 +181,9 @@ class ViTBackbone(keras_hub.models.Backbone, metaclass=SubclassedModelType):
         self.rotary_theta = rotary_theta
         self.interpolation_offset = interpolation_offset
         self.interpolation_antialias = interpolation_antialias
+        self.use_pre_norm = use_pre_norm
         self.use_final_norm = use_final_norm
+        self.patch_bias = patch_bias
         self.qkv_bias = qkv_bias
         self.layer_scale_init = layer_scale_init
         self.ffn = ffn
@@ -194,6 +200,7 @@ class ViTBackbone(keras_hub.models.Backbone, metaclass=SubclassedModelType):
         policy = self.dtype_policy
         self.patch_embedding = keras.layers.Dense(
             hidden_dim,
+            use_bias=patch_bias,
             kernel_initializer=init["patch_kernel"],
             bias_initializer=init["patch_bias"],
             dtype=policy,
@@ -229,7 +236,12 @@ class ViTBackbone(keras_hub.models.Backbone, metaclass=SubclassedModelType):
             ]
         for block in self.blocks:
             block.build((None, None, hidden_dim))
-        self.norm = None
+        self.pre_norm = self.norm = None
+        if use_pre_norm:
+            self.pre_norm = keras.layers.LayerNormalization(
+                epsilon=layer_norm_epsilon, dtype=policy, name="pre_norm"
+            )
+            self.pre_norm.build((None, None, hidden_dim))
         if use_final_norm:
             self.norm = keras.layers.LayerNormalization(
                 epsilon=layer_norm_epsilon, dtype=policy, name="norm"
@@ -434,6 +446,8 @@ class ViTBackbone(keras_hub.models.Backbone, metaclass=SubclassedModelType):
         return_intermediate=False,
     ):
         x = self.embed(images, visible_indices, patch_mask)
+        if self.pre_norm is not None:
+            x = self.pre_norm(x)
         attention, intermediate = [], []
         # Not passed as False: rematerialisation on JAX would turn it into a traced array.
         flags = {"return_attention": True} if return_attention else {}
@@ -522,7 +536,9 @@ class ViTBackbone(keras_hub.models.Backbone, metaclass=SubclassedModelType):
             "rotary_theta": self.rotary_theta,
             "interpolation_offset": self.interpolation_offset,
             "interpolation_antialias": self.interpolation_antialias,
+            "use_pre_norm": self.use_pre_norm,
             "use_final_norm": self.use_final_norm,
+            "patch_bias": self.patch_bias,
             "qkv_bias": self.qkv_bias,
             "layer_scale_init": self.layer_scale_init,
             "ffn": self.ffn,
@@ -562,6 +578,17 @@ def _initializers(kind: str, dim: int, patch_dim: int) -> dict:
             kernel="glorot_uniform",
             class_token=init.RandomNormal(stddev=1e-6),
             position=truncated,
+        )
+    if kind == "clip":
+        # Tokens and positions at the width's scale, PyTorch's own defaults elsewhere.
+        token = init.RandomNormal(stddev=dim**-0.5)
+        return dict(
+            patch_kernel=default,
+            patch_bias=default,
+            qkv="glorot_uniform",
+            kernel=init.VarianceScaling(1 / 3, mode="fan_in", distribution="uniform"),
+            class_token=token,
+            position=token,
         )
     return dict(
         patch_kernel=default,

@@ -93,12 +93,19 @@ def _patch_conv_to_official(array, entry):
     return np.transpose(array.reshape(p, p, -1, dim), (3, 2, 0, 1))
 
 
+def _without_leading_ones(array, entry):
+    while array.shape[0] == 1:
+        array = array[0]
+    return array
+
+
 _TO_OURS = {
     "same": lambda array, entry: array,
     "linear": lambda array, entry: np.transpose(_axes(array, 2, "a Linear weight")),
     "conv": lambda array, entry: np.transpose(_axes(array, 4, "a convolution"), (2, 3, 1, 0)),
     "patch_conv": _patch_conv_to_ours,
     "flat": lambda array, entry: array.reshape(entry.variable.shape),
+    "leading": lambda array, entry: array.reshape(entry.variable.shape),
     "scalar": lambda array, entry: array.reshape(entry.variable.shape),
 }
 _TO_OFFICIAL = {
@@ -107,6 +114,7 @@ _TO_OFFICIAL = {
     "conv": lambda array, entry: np.transpose(array, (3, 2, 0, 1)),
     "patch_conv": _patch_conv_to_official,
     "flat": lambda array, entry: array.reshape(1, 1, -1),
+    "leading": _without_leading_ones,
     "scalar": lambda array, entry: array.reshape(1),
 }
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 #   patch_conv  a convolution [dim, channels, p, p] whose stride is its size, to the kernel
 #               (p * p * channels, dim) of a Dense over patches in (row, column, channel) order
 #   flat        [1, 1, dim] to (1, dim)
+#   leading     as it is, but for leading axes of size 1 that only ours has
 #   scalar      one number, stored as a vector of one or as a scalar
 # "linear 1/3" fills the second of three equal parts of our variable, along its last axis: sources
 # that keep queries, keys and values apart.

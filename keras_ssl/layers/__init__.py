@@ -1,5 +1,6 @@
 """Layers that the methods share."""
 
+from keras_ssl.layers.attention_pooling import AttentionPooling
 from keras_ssl.layers.block_masking import BlockMasking, block_masks
 from keras_ssl.layers.dino_head import DINOHead
 from keras_ssl.layers.heads import ProjectionHead
@@ -17,6 +18,7 @@ from keras_ssl.layers.transformer import (
 )
 
 __all__ = [
+    "AttentionPooling",
     "MLP",
     "BlockMasking",
     "DINOHead",

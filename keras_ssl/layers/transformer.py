@@ -38,6 +38,7 @@ class SelfAttention(keras.layers.Layer):
     Args:
         num_heads: number of heads; divides the width of the input.
         use_bias: bias on the fused projection.
+        causal: a token sees itself and those before it only (text).
         qkv_initializer: initializer of the fused kernel.
         kernel_initializer: initializer of the output projection.
 
@@ -52,6 +53,7 @@ class SelfAttention(keras.layers.Layer):
         self,
         num_heads: int,
         use_bias: bool = True,
+        causal: bool = False,
         qkv_initializer="glorot_uniform",
         kernel_initializer="glorot_uniform",
         **kwargs,
@@ -59,6 +61,7 @@ class SelfAttention(keras.layers.Layer):
         super().__init__(**kwargs)
         self.num_heads = num_heads
         self.use_bias = use_bias
+        self.causal = causal
         self.qkv_initializer = keras.initializers.get(qkv_initializer)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
 
@@ -98,10 +101,10 @@ class SelfAttention(keras.layers.Layer):
         if rotary is not None:
             q, k = rotate(q, rotary), rotate(k, rotary)
         if return_attention:
-            attention = attention_weights(q, k)
+            attention = attention_weights(q, k, self.causal)
             out = ops.transpose(ops.matmul(attention, ops.transpose(v, (0, 2, 1, 3))), (0, 2, 1, 3))
         else:
-            out = dot_product_attention(q, k, v)
+            out = dot_product_attention(q, k, v, self.causal)
         out = self.projection(ops.reshape(out, (-1, tokens, dim)))
         return (out, attention) if return_attention else out
 
@@ -110,6 +113,7 @@ class SelfAttention(keras.layers.Layer):
             **super().get_config(),
             "num_heads": self.num_heads,
             "use_bias": self.use_bias,
+            "causal": self.causal,
             "qkv_initializer": keras.initializers.serialize(self.qkv_initializer),
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
         }
@@ -273,6 +277,7 @@ class TransformerBlock(keras.layers.Layer):
         ffn: `"mlp"` or `"swiglu"`.
         activation: activation of the MLP.
         qkv_bias: bias on the fused query, key and value projection.
+        causal: a token sees itself and those before it only (text).
         layer_scale_init: start value of the two layer scales, or `None` for none.
         drop_path_rate: stochastic depth rate of this block.
         layer_norm_epsilon: added to the variance; 1e-6 in the papers' vision transformers.
@@ -293,6 +298,7 @@ class TransformerBlock(keras.layers.Layer):
         ffn: str = "mlp",
         activation: str = "gelu",
         qkv_bias: bool = True,
+        causal: bool = False,
         layer_scale_init: float | None = None,
         drop_path_rate: float = 0.0,
         layer_norm_epsilon: float = 1e-6,
@@ -308,6 +314,7 @@ class TransformerBlock(keras.layers.Layer):
         self.ffn = ffn
         self.activation = activation
         self.qkv_bias = qkv_bias
+        self.causal = causal
         self.layer_scale_init = layer_scale_init
         self.drop_path_rate = drop_path_rate
         self.layer_norm_epsilon = layer_norm_epsilon
@@ -322,6 +329,7 @@ class TransformerBlock(keras.layers.Layer):
         self.attention = SelfAttention(
             num_heads,
             use_bias=qkv_bias,
+            causal=causal,
             qkv_initializer=self.qkv_initializer,
             kernel_initializer=kernel_initializer,
             dtype=policy,
@@ -386,6 +394,7 @@ class TransformerBlock(keras.layers.Layer):
             "ffn": self.ffn,
             "activation": self.activation,
             "qkv_bias": self.qkv_bias,
+            "causal": self.causal,
             "layer_scale_init": self.layer_scale_init,
             "drop_path_rate": self.drop_path_rate,
             "layer_norm_epsilon": self.layer_norm_epsilon,
