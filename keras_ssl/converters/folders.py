@@ -2,8 +2,6 @@
 
 import json
 import os
-import shutil
-import uuid
 
 from keras_ssl.converters import transformers as hf
 from keras_ssl.converters import (
@@ -15,6 +13,7 @@ from keras_ssl.converters import (
 from keras_ssl.converters.convert import load_official, to_official
 from keras_ssl.converters.files import read_state_dict
 from keras_ssl.layers.image_converter import preprocessor_for
+from keras_ssl.safe_files import replacing
 
 _SOURCES = (transformers_vit, transformers_vit_mae, transformers_dinov2, transformers_dinov3)
 MODEL_TYPES = {name: source for source in _SOURCES for name in source.TYPES}
@@ -81,26 +80,17 @@ def to_transformers(model, folder, preprocessor=None) -> None:
     Raises:
         ValueError: a model that no architecture of transformers expresses; it says why.
     """
-    folder = os.path.abspath(os.fspath(folder))
     source = _source_of(model)
     config = source.config_of(model)
     layout, _ = source.TYPES[config["model_type"]]
     tensors = {name: array.astype("float32") for name, array in to_official(model, layout).items()}
     preprocessor = preprocessor or getattr(model, "preprocessor", None)
-    new = f"{folder}.new-{uuid.uuid4().hex[:8]}"
-    os.makedirs(new)
-    try:
+    with replacing(folder, stale=(".safetensors", ".bin", ".index.json")) as new:
         _write_json(new, "config.json", {**config, "dtype": "float32"})
         hf.write_safetensors(os.path.join(new, "model.safetensors"), tensors)
         if preprocessor is not None and preprocessor.image_converter.image_size is not None:
             described = hf.preprocessor_config(preprocessor.image_converter)
             _write_json(new, "preprocessor_config.json", described)
-        if os.path.isdir(folder):
-            shutil.rmtree(folder)
-        os.rename(new, folder)
-    except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
-        raise
 
 
 def _source_of(model):

@@ -1,6 +1,7 @@
 """All layouts by name, gathered from the files of their sources."""
 
 from keras_ssl.converters import (
+    dino,
     mae,
     timm,
     transformers_dinov2,
@@ -12,6 +13,7 @@ from keras_ssl.converters.layouts import Map
 
 LAYOUTS: dict[str, dict[str, Map]] = {}
 for _source in (
+    dino,
     mae,
     timm,
     transformers_vit,

@@ -10,7 +10,7 @@ import os
 import numpy as np
 
 from keras_ssl.converters.layouts import dense, norm, split_dense
-from keras_ssl.converters.safe_paths import inside
+from keras_ssl.safe_files import inside
 
 ACTIVATIONS = {
     "gelu": "gelu",

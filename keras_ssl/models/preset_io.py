@@ -2,13 +2,14 @@
 
 import json
 import os
-import shutil
-import uuid
 
 import keras
 
 from keras_ssl.presets import resolve_preset
+from keras_ssl.safe_files import replacing
 from keras_ssl.training.subclassed import without_optimizer
+
+_WEIGHTS = (".weights.h5", ".weights.json")
 
 
 def save(model, preset_dir, write, **kwargs) -> None:
@@ -20,33 +21,8 @@ def save(model, preset_dir, write, **kwargs) -> None:
         write: `write(folder, **kwargs)`, keras-hub's own `save_to_preset`.
         **kwargs: of `write`.
     """
-    preset_dir = os.path.abspath(preset_dir)
-    os.makedirs(os.path.dirname(preset_dir), exist_ok=True)
-    new = f"{preset_dir}.new-{uuid.uuid4().hex[:8]}"
-    os.mkdir(new)
-    try:
-        with without_optimizer(model):
-            write(new, **kwargs)
-        if os.path.isdir(preset_dir):
-            for name in os.listdir(preset_dir):
-                if not name.endswith((".weights.h5", ".weights.json")):
-                    source, target = os.path.join(preset_dir, name), os.path.join(new, name)
-                    if not os.path.exists(target):
-                        copy = shutil.copytree if os.path.isdir(source) else shutil.copy2
-                        copy(source, target)
-            old = new.replace(".new-", ".old-")
-            os.rename(preset_dir, old)
-            try:
-                os.rename(new, preset_dir)
-            except BaseException:
-                os.rename(old, preset_dir)
-                raise
-            shutil.rmtree(old)
-        else:
-            os.rename(new, preset_dir)
-    except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
-        raise
+    with replacing(preset_dir, stale=_WEIGHTS) as new, without_optimizer(model):
+        write(new, **kwargs)
 
 
 def load_task(cls, preset, load_weights: bool, kwargs: dict):

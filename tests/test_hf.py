@@ -1,0 +1,210 @@
+"""The transformers layout against transformers itself: random tiny models in, ours back out."""
+
+import json
+
+import keras
+import numpy as np
+import peers  # noqa: F401  (declares what torchvision needs)
+import pytest
+import torch
+import transformers
+from keras import ops
+
+from keras_ssl.backbones import ViTBackbone
+from keras_ssl.converters import from_transformers, to_transformers
+from keras_ssl.layers.image_converter import preprocessor_for
+from keras_ssl.models import MAE
+
+SIZES = dict(
+    hidden_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    image_size=16,
+    patch_size=4,
+)
+MLP = dict(intermediate_size=24)
+MODELS = {
+    "vit": ("ViTConfig", "ViTModel", {**SIZES, **MLP}, dict(add_pooling_layer=False)),
+    "ijepa": ("IJepaConfig", "IJepaModel", {**SIZES, **MLP}, dict(add_pooling_layer=False)),
+    "dinov2": ("Dinov2Config", "Dinov2Model", {**SIZES, "use_swiglu_ffn": True}, {}),
+    "registers": (
+        "Dinov2WithRegistersConfig",
+        "Dinov2WithRegistersModel",
+        {**SIZES, "num_register_tokens": 3},
+        {},
+    ),
+    "dinov3": (
+        "DINOv3ViTConfig",
+        "DINOv3ViTModel",
+        {**SIZES, **MLP, "num_register_tokens": 2},
+        {},
+    ),
+    "mae": (
+        "ViTMAEConfig",
+        "ViTMAEForPreTraining",
+        {
+            **SIZES,
+            **MLP,
+            "decoder_hidden_size": 8,
+            "decoder_num_hidden_layers": 1,
+            "decoder_num_attention_heads": 2,
+            "decoder_intermediate_size": 16,
+        },
+        {},
+    ),
+}
+RNG = np.random.default_rng(0)
+IMAGES = RNG.normal(size=(2, 16, 16, 3)).astype("float32")
+WIDE = RNG.normal(size=(2, 24, 20, 3)).astype("float32")
+NOISE = RNG.random((2, 16)).astype("float32")
+
+
+def official(name, folder):
+    """A random model of transformers, saved; every parameter is disturbed so that all matter."""
+    config_class, model_class, options, init = MODELS[name]
+    torch.manual_seed(0)
+    config = getattr(transformers, config_class)(**options)
+    model = getattr(transformers, model_class)(config, **init).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:  # MAE's positions are fixed
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    return model
+
+
+def theirs(model, images, name):
+    x = torch.tensor(images.transpose(0, 3, 1, 2).copy())
+    with torch.no_grad():
+        if name == "mae":
+            return model(x, noise=torch.tensor(NOISE)).logits.numpy()
+        options = {"interpolate_pos_encoding": True} if name in ("vit", "ijepa") else {}
+        return model(x, **options).last_hidden_state.numpy()
+
+
+def ours(model, images):
+    images = ops.convert_to_tensor(images)
+    if isinstance(model, MAE):
+        visible, _, restore = model.mask_patches(ops.convert_to_tensor(NOISE))
+        output = model.decode(model.encode_visible(images, visible), restore)
+    else:
+        output = model(images)
+    return keras.ops.convert_to_numpy(output)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_in_and_out_again(name, tmp_path):
+    reference = official(name, tmp_path / "theirs")
+    model, preprocessor, report = from_transformers(tmp_path / "theirs")
+    assert not (report.missing or report.unexpected) and preprocessor is None
+    expected = theirs(reference, IMAGES, name)
+    np.testing.assert_allclose(ours(model, IMAGES), expected, atol=1e-5)
+    if name != "mae":
+        np.testing.assert_allclose(ours(model, WIDE), theirs(reference, WIDE, name), atol=1e-5)
+    to_transformers(model, tmp_path / "ours")
+    cls = getattr(transformers, MODELS[name][1])
+    again, info = cls.from_pretrained(
+        tmp_path / "ours", **MODELS[name][3], output_loading_info=True
+    )
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    np.testing.assert_allclose(theirs(again.eval(), IMAGES, name), expected, atol=1e-6)
+    auto = transformers.AutoConfig.from_pretrained(tmp_path / "ours")
+    assert auto.model_type == reference.config.model_type
+
+
+def test_sharded_files_and_prefixed_names(tmp_path):
+    """A classifier's file has its encoder under a prefix; large files come in shards."""
+    config = transformers.ViTConfig(**SIZES, **MLP)
+    reference = transformers.ViTForImageClassification(config).eval()
+    reference.save_pretrained(tmp_path, max_shard_size="10KB")
+    assert (tmp_path / "model.safetensors.index.json").exists()
+    model, _, report = from_transformers(tmp_path)
+    assert "classifier.weight" in report.ignored and not report.missing
+    np.testing.assert_allclose(ours(model, IMAGES), theirs(reference.vit, IMAGES, "vit"), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["../model-1.safetensors", "/etc/passwd", "a/../../b", 3, ""])
+def test_shards_outside_the_folder_are_refused(tmp_path, name):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit", **SIZES, **MLP}))
+    index = {"weight_map": {"a": "model-0.safetensors", "b": name}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises((ValueError, TypeError), match="inside its own folder|not supported"):
+        from_transformers(tmp_path)
+
+
+def test_preprocessing_is_that_of_the_processor(tmp_path):
+    """Resize the short side, crop, rescale, normalise: as ViTImageProcessor does on a large
+    smooth picture, up to where the windows of the two resizings end."""
+    image_size, short = 28, 32
+    settings = dict(
+        do_resize=True,
+        size={"shortest_edge": short},
+        do_center_crop=True,
+        crop_size={"height": image_size, "width": image_size},
+        resample=3,
+        image_mean=[0.4, 0.5, 0.6],
+        image_std=[0.2, 0.3, 0.25],
+    )
+    processor = transformers.BitImageProcessor(**settings)
+    grid = np.linspace(0, 3, 64)[:, None] + np.linspace(0, 2, 64)[None]
+    picture = (127 + 100 * np.sin(grid[..., None] + np.arange(3))).astype("uint8")
+    expected = np.asarray(processor(picture)["pixel_values"][0]).transpose(1, 2, 0)
+    official("vit", tmp_path)
+    processor.save_pretrained(tmp_path)
+    _, preprocessor, _ = from_transformers(tmp_path)
+    assert preprocessor.image_converter.crop_fraction == 28 / 32
+    found = keras.ops.convert_to_numpy(preprocessor(picture[None]))[0]
+    np.testing.assert_allclose(found, expected, atol=0.06)
+    model, _, _ = from_transformers(tmp_path)
+    to_transformers(model, tmp_path / "ours", preprocessor=preprocessor)
+    again = json.loads((tmp_path / "ours" / "preprocessor_config.json").read_text())
+    assert again["size"] == settings["size"] and again["crop_size"] == settings["crop_size"]
+    np.testing.assert_allclose(again["image_mean"], settings["image_mean"], atol=1e-6)
+    np.testing.assert_allclose(again["image_std"], settings["image_std"], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"model_type": "bert"}, "Received: model_type='bert'"),
+        ({"hidden_act": "relu"}, "hidden_act must be one of"),
+        ({"hidden_size": None}, "has no 'hidden_size'"),
+        ({"patch_size": [4, 8]}, "square"),
+        ({"hidden_size": 32}, "'embeddings.cls_token' has shape"),
+    ],
+)
+def test_wrong_configurations_are_named(tmp_path, change, message):
+    official("vit", tmp_path)
+    config = {**json.loads((tmp_path / "config.json").read_text()), **change}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=message):
+        from_transformers(tmp_path)
+
+
+def test_folders_that_lack_files(tmp_path):
+    with pytest.raises(ValueError, match="no config.json"):
+        from_transformers(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="not valid JSON"):
+        from_transformers(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit", **SIZES, **MLP}))
+    with pytest.raises(ValueError, match="neither model.safetensors nor"):
+        from_transformers(tmp_path)
+
+
+def test_what_transformers_cannot_say_is_refused(tmp_path):
+    sizes = dict(image_shape=(8, 8, 3), patch_size=4, hidden_dim=8, num_layers=1, num_heads=1)
+    with pytest.raises(ValueError, match="num_register_tokens=0"):
+        to_transformers(ViTBackbone(**sizes, num_register_tokens=2), tmp_path / "a")
+    with pytest.raises(ValueError, match="Received: model of class Sequential"):
+        to_transformers(keras.Sequential(), tmp_path / "a")
+    assert not list(tmp_path.iterdir())
+
+
+def test_export_with_a_preprocessor(tmp_path):
+    sizes = dict(image_shape=(8, 8, 3), patch_size=4, hidden_dim=8, num_layers=1, num_heads=1)
+    preprocessor = preprocessor_for((8, 8), (0.5,) * 3, (0.5,) * 3, "bilinear", 0.5)
+    to_transformers(ViTBackbone(**sizes), tmp_path / "a", preprocessor=preprocessor)
+    processor = transformers.ViTImageProcessor.from_pretrained(tmp_path / "a")
+    assert processor.size["shortest_edge"] == 16
+    assert list(processor.image_mean) == [0.5] * 3
