@@ -16,8 +16,8 @@ import sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 EXAMPLES = os.path.join(os.path.dirname(HERE), "examples")
-RECIPES = ("mae", "simclr", "moco", "moco_v3", "byol", "simsiam", "barlow_twins", "vicreg")
-EPOCHS = {"emoji": 30, "cifar10": 6}
+RECIPES = ("mae", "simclr", "moco", "moco_v3", "byol", "simsiam", "barlow_twins", "vicreg", "dino")
+EPOCHS = {"emoji": 20, "cifar10": 5}
 
 
 def folder(output, recipe, data):

@@ -12,7 +12,6 @@ import time
 
 import keras
 import numpy as np
-from keras import layers
 
 import keras_ssl
 from keras_ssl.augmentation import Views
@@ -40,23 +39,6 @@ def load(source: str) -> Data:
         return Data("emoji", *((part.images, part.labels) for part in parts))
     parts = [keras_ssl.datasets.load_arrays(source, subset=part)[:2] for part in ("train", "test")]
     return Data(os.path.basename(source).split(".")[0], *parts)
-
-
-def residual_network(image_shape, width=32):
-    """Any Keras model is a backbone: a ResNet of three stages that fits a CPU."""
-
-    def convolution(x, filters, size, strides=1):
-        x = layers.Conv2D(filters, size, strides, padding="same", use_bias=False)(x)
-        return layers.BatchNormalization(momentum=0.9, epsilon=1e-5)(x)
-
-    x = images = keras.Input(image_shape)
-    x = layers.ReLU()(convolution(x, width, 3, strides=2))
-    for stage, filters in enumerate((width, 2 * width, 4 * width)):
-        strides = 1 if stage == 0 else 2
-        shortcut = x if stage == 0 else convolution(x, filters, 1, strides)
-        x = layers.ReLU()(convolution(x, filters, 3, strides))
-        x = layers.ReLU()(convolution(x, filters, 3) + shortcut)
-    return keras.Model(images, x, name="residual_network")
 
 
 def small_views(image_shape, seed):

@@ -2,18 +2,18 @@
 
 Paper: Chen et al., An Empirical Study of Training Self-Supervised Vision Transformers, 2021.
 Data: the shipped emoji, or any folder or archive with train/ and test/; no labels in training.
-Command: KERAS_BACKEND=tensorflow python examples/moco_v3.py --data cifar10.tar.gz --epochs 6
+Command: KERAS_BACKEND=tensorflow python examples/moco_v3.py --data cifar10.tar.gz --epochs 5
 Result: k-NN and linear accuracy beside raw pixels and the untrained network: table in the README.
 """
 
-from common import residual_network, run, small_views
+from common import run, small_views
 
 import keras_ssl
 
 
 def build(image_shape, args):
     return keras_ssl.models.MoCoV3(
-        residual_network(image_shape),
+        keras_ssl.backbones.small_resnet(image_shape),
         projection_dim=64,
         projection_hidden_dim=512,
         augmenter=small_views(image_shape, args.seed),
@@ -22,4 +22,4 @@ def build(image_shape, args):
 
 
 if __name__ == "__main__":
-    run(build, __doc__, learning_rate=1.0)
+    run(build, __doc__, learning_rate=1.0, batch_size=128)

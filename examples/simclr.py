@@ -2,18 +2,18 @@
 
 Paper: Chen et al., A Simple Framework for Contrastive Learning of Visual Representations, 2020.
 Data: the shipped emoji, or any folder or archive with train/ and test/; no labels in training.
-Command: KERAS_BACKEND=tensorflow python examples/simclr.py --data cifar10.tar.gz --epochs 6
+Command: KERAS_BACKEND=tensorflow python examples/simclr.py --data cifar10.tar.gz --epochs 5
 Result: k-NN and linear accuracy beside raw pixels and the untrained network: table in the README.
 """
 
-from common import residual_network, run, small_views
+from common import run, small_views
 
 import keras_ssl
 
 
 def build(image_shape, args):
     return keras_ssl.models.SimCLR(
-        residual_network(image_shape),
+        keras_ssl.backbones.small_resnet(image_shape),
         projection_dim=64,
         temperature=0.2,
         augmenter=small_views(image_shape, args.seed),

@@ -2,18 +2,18 @@
 
 Paper: Chen and He, Exploring Simple Siamese Representation Learning, 2021.
 Data: the shipped emoji, or any folder or archive with train/ and test/; no labels in training.
-Command: KERAS_BACKEND=tensorflow python examples/simsiam.py --data cifar10.tar.gz --epochs 6
+Command: KERAS_BACKEND=tensorflow python examples/simsiam.py --data cifar10.tar.gz --epochs 5
 Result: k-NN and linear accuracy beside raw pixels and the untrained network: table in the README.
 """
 
-from common import residual_network, run, small_views
+from common import run, small_views
 
 import keras_ssl
 
 
 def build(image_shape, args):
     return keras_ssl.models.SimSiam(
-        residual_network(image_shape),
+        keras_ssl.backbones.small_resnet(image_shape),
         projection_dim=256,
         prediction_hidden_dim=64,
         augmenter=small_views(image_shape, args.seed),
@@ -22,4 +22,4 @@ def build(image_shape, args):
 
 
 if __name__ == "__main__":
-    run(build, __doc__, learning_rate=0.1)
+    run(build, __doc__, learning_rate=0.2, batch_size=64)
