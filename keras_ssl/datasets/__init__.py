@@ -9,11 +9,13 @@ from keras_ssl.datasets.emoji import (
 )
 from keras_ssl.datasets.folder import (
     BrokenImageWarning,
+    FolderImages,
     ImageArrays,
     find_broken_images,
     image_folder,
     load_arrays,
 )
+from keras_ssl.datasets.scenes import paste_on_photos
 from keras_ssl.datasets.tfds import from_tfds
 
 __all__ = [
@@ -21,6 +23,7 @@ __all__ = [
     "EMOJI_STYLES",
     "BrokenImageWarning",
     "EmojiDataset",
+    "FolderImages",
     "ImageArrays",
     "composite",
     "find_broken_images",
@@ -28,4 +31,5 @@ __all__ = [
     "image_folder",
     "load_arrays",
     "load_emoji",
+    "paste_on_photos",
 ]

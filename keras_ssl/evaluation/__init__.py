@@ -1,5 +1,11 @@
 """Evaluation protocols: objects that carry every choice, so that figures can be compared."""
 
+from keras_ssl.evaluation.attention_segmentation import (
+    AttentionSegmentationProtocol,
+    attention_mask,
+    attention_segmentation,
+    jaccard_index,
+)
 from keras_ssl.evaluation.collapse import (
     alignment,
     feature_std,
@@ -7,9 +13,12 @@ from keras_ssl.evaluation.collapse import (
     rankme,
     uniformity,
 )
+from keras_ssl.evaluation.dense_probe import LinearDepthProtocol, LinearSegmentationProtocol
 from keras_ssl.evaluation.few_labels import label_fraction
 from keras_ssl.evaluation.knn import KNNProtocol
 from keras_ssl.evaluation.linear_probe import LinearProbeProtocol
+from keras_ssl.evaluation.neighbours import nearest_neighbours
+from keras_ssl.evaluation.patches import attention_maps, patch_features
 from keras_ssl.evaluation.protocol import (
     EvaluationResult,
     Protocol,
@@ -18,15 +27,24 @@ from keras_ssl.evaluation.protocol import (
 )
 
 __all__ = [
+    "AttentionSegmentationProtocol",
     "EvaluationResult",
     "KNNProtocol",
+    "LinearDepthProtocol",
     "LinearProbeProtocol",
+    "LinearSegmentationProtocol",
     "Protocol",
     "alignment",
+    "attention_maps",
+    "attention_mask",
+    "attention_segmentation",
     "extract_features",
     "feature_std",
+    "jaccard_index",
     "label_fraction",
     "mean_cosine",
+    "nearest_neighbours",
+    "patch_features",
     "pixel_features",
     "rankme",
     "uniformity",

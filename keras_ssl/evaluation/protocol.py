@@ -55,7 +55,11 @@ class EvaluationResult:
         return cls(**values)
 
     def __str__(self):
-        figures = "  ".join(f"{name} {100 * value:.2f} %" for name, value in self.metrics.items())
+        plain = Protocol._classes[self.protocol["protocol"]].plain_metrics
+        figures = "  ".join(
+            f"{name} {value:.4g}" if name in plain else f"{name} {100 * value:.2f} %"
+            for name, value in self.metrics.items()
+        )
         options = ", ".join(
             f"{key}={value}"
             for key, value in self.protocol.items()
@@ -78,6 +82,7 @@ class Protocol:
     name = "protocol"
     options: tuple = ()
     metrics: tuple = ("top1", "top5")
+    plain_metrics: tuple = ()  # those of them that are not shares of 1
     versions: tuple = ("1",)
     _classes: dict = {}
 
