@@ -191,9 +191,8 @@ class LinearSegmentationProtocol(_DenseProbe, LinearProbeProtocol):
     best mean IoU on held-out train images is reported).
 
     Args:
-        optimizer, learning_rates, batch_size, epochs, warmup_epochs, momentum, weight_decay,
-            standardize, validation_fraction, seed, version: as in `LinearProbeProtocol`; a batch
-            is of pixels.
+        optimizer: this and the options of the same names as in `LinearProbeProtocol`; a batch is
+            of pixels.
         pixels_per_image: pixels drawn of each image in each epoch.
         ignore_label: pixels with this label do not count.
 
@@ -294,9 +293,8 @@ class LinearDepthProtocol(_DenseProbe, LinearProbeProtocol):
     rate with the smallest error on held-out train images is reported.
 
     Args:
-        optimizer, learning_rates, batch_size, epochs, warmup_epochs, momentum, weight_decay,
-            standardize, validation_fraction, seed, version: as in `LinearProbeProtocol`; a batch
-            is of pixels.
+        optimizer: this and the options of the same names as in `LinearProbeProtocol`; a batch is
+            of pixels.
         pixels_per_image: pixels drawn of each image in each epoch.
         bins: number of bins; 256 in the paper.
         min_depth: smallest depth of the bins, in the data's unit; the train set's when `None`.
