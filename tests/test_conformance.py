@@ -29,6 +29,9 @@ OFFICIAL = (
     "vicreg_loss",
     "lightly_pairwise",
     "lightly_memory_bank",
+    "dino_backbone",
+    "dino_train_adamw",
+    "dino_utils",
 )
 
 

@@ -8,7 +8,9 @@ through `gradients.py`.
 
 from conformance_handlers import barlow as barlow
 from conformance_handlers import byol as byol
+from conformance_handlers import clip as clip
 from conformance_handlers import clip_tokenizer as clip_tokenizer
+from conformance_handlers import dino as dino
 from conformance_handlers import hf as hf
 from conformance_handlers import lightly as lightly
 from conformance_handlers import mae_pretrain as mae_pretrain

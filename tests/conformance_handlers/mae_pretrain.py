@@ -168,12 +168,12 @@ def _steps(case, model, images, noise, steps, initial):
         prefix = f"step{step}/param/"
         for key in case.keys(prefix):
             name = key[len(prefix) :]
-            _compare_parameter(case, key, ours[name], initial[name], step, learning_rate, decay)
+            compare_parameter(case, key, ours[name], initial[name], step, learning_rate, decay)
 
 
-def _compare_parameter(case, key, ours, start, step, learning_rate, decay):
+def compare_parameter(case, key, ours, start, step, learning_rate, decay):
     theirs = case.arrays[key]
-    if not key.endswith("attn.qkv.bias"):
+    if not key.endswith(("attn.qkv.bias", "attn.in_proj_bias")):
         case.compare(key, ours)
         compare_move(case, key, ours, start, adam=True)
         return
