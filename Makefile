@@ -35,6 +35,11 @@ conformance: $(VENV)/.test
 	  $(PY) tests/conformance.py --vectors $(VECTORS) --backend $$backend || status=1; \
 	done; exit $$status
 
+## docs: the pages and the API reference as a site, in build/site
+docs: $(VENV)/.docs
+	$(VENV)/bin/mkdocs build --quiet
+	@echo "Open build/site/index.html"
+
 ## benchmarks: ratios to the peers, measured in one run
 benchmarks: $(VENV)/.bench
 	$(PY) benchmarks/run.py
@@ -56,6 +61,10 @@ $(VENV)/.test: $(VENV)/.base
 
 $(VENV)/.bench: $(VENV)/.test
 	$(PY) -m pip install --quiet -e ".[test,bench]"
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.base
+	$(PY) -m pip install --quiet mkdocs "mkdocstrings[python]"
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.base
