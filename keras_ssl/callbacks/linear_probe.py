@@ -17,6 +17,7 @@ class LinearProbe(OnlineEvaluation):
         test: `(images, labels)`: what it is measured on.
         learning_rates: for a batch of 256; all are tried at once.
         training_epochs: passes of the classifier over the train features.
+        training_batch_size: of those passes; at most the samples that are not held out.
         every: evaluate after every so many epochs; the last epoch always is.
         epochs: the epochs to evaluate after, counted from 1, instead of `every`.
         label_fraction: share of the train labels to use, in (0, 1]: 0.01 and 0.1 are the usual
@@ -51,6 +52,7 @@ class LinearProbe(OnlineEvaluation):
         test,
         learning_rates: tuple = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0),
         training_epochs: int = 20,
+        training_batch_size: int = 256,
         every: int = 10,
         epochs=None,
         label_fraction: float | None = None,
@@ -60,7 +62,12 @@ class LinearProbe(OnlineEvaluation):
     ):
         options.setdefault("warmup_epochs", training_epochs / 10)
         super().__init__(
-            LinearProbeProtocol(learning_rates=learning_rates, epochs=training_epochs, **options),
+            LinearProbeProtocol(
+                learning_rates=learning_rates,
+                epochs=training_epochs,
+                batch_size=training_batch_size,
+                **options,
+            ),
             train,
             test,
             name=name,

@@ -1,0 +1,172 @@
+"""Fine-tuning a preset on labelled pictures."""
+
+import dataclasses
+import json
+import os
+import pathlib
+
+import keras
+import numpy as np
+
+from keras_ssl import callbacks as cb
+from keras_ssl.evaluation import label_fraction as rows_of_fraction
+from keras_ssl.models import ImageClassifier
+from keras_ssl.presets import resolve_preset
+from keras_ssl.runs.data import load_data
+
+
+@dataclasses.dataclass
+class FinetuneResult:
+    """What fine-tuning gave: the classifier, its folder, and the figures of `result.json`."""
+
+    model: ImageClassifier
+    folder: pathlib.Path
+    figures: dict
+
+
+def finetune(
+    preset: str,
+    data: str | os.PathLike,
+    output: str | os.PathLike,
+    epochs: int = 10,
+    batch_size: int = 64,
+    learning_rate: float = 1e-3,
+    layer_decay: float = 0.75,
+    drop_path_rate: float = 0.1,
+    pooling: str | None = None,
+    label_fraction: float | None = None,
+    from_scratch: bool = False,
+    seed: int = 0,
+    say=print,
+) -> FinetuneResult:
+    """Trains a classifier, from the encoder of a preset, on labelled pictures.
+
+    AdamW with layer-wise learning rate decay, warm-up and cosine, as MAE fine-tunes. Pictures are
+    mirrored at random. The folder gets `preset/`, `log.csv` and `result.json` (accuracy after the
+    last epoch and the best).
+
+    Args:
+        preset: a shipped name, a folder, or a hub handle; of a vision transformer.
+        data: as for `keras_ssl.runs.load_data`, with labels.
+        output: folder.
+        epochs, batch_size: of the training.
+        learning_rate: of the last layer, at the peak.
+        layer_decay: factor per layer downwards, in (0, 1].
+        drop_path_rate: stochastic depth.
+        pooling: `"token"` or `"mean"`; None for the token where there is one.
+        label_fraction: share of the labelled pictures to train on, in (0, 1], stratified.
+        from_scratch: new weights in the same architecture: what the pretraining is worth.
+        seed: of the head, the order, the share of labels and the mirroring.
+        say: called with each line of what is going on.
+
+    Returns:
+        A `FinetuneResult`.
+
+    Raises:
+        ValueError: the data has no labels, or the preset's backbone is no vision transformer.
+
+    Example:
+
+    ```python
+    result = keras_ssl.runs.finetune("my_mae", "photos", "runs/photos_finetuned", epochs=5)
+    result.model.predict(pictures)  # logits
+    ```
+    """
+    keras.utils.set_random_seed(seed)
+    folder = pathlib.Path(output)
+    path = resolve_preset(preset)
+    with open(os.path.join(path, "config.json"), encoding="utf-8") as file:
+        backbone = json.load(file)
+    if backbone["class_name"] != "ViTBackbone":
+        raise ValueError(
+            "Fine-tuning is for vision transformers so far; put a head on "
+            "keras_hub.models.Backbone.from_preset(...) for others. "
+            f"Received: preset={preset!r} with a {backbone['class_name']}"
+        )
+    has_token = backbone["config"].get("use_class_token", True)
+    pooling = pooling or ("token" if has_token else "mean")
+    data = load_data(data, backbone["config"]["image_shape"][0], seed=seed)
+    say(repr(data))
+    if data.train_labels is None:
+        raise ValueError(
+            "Fine-tuning needs labels: a folder for each class, or train/ and test/ with them. "
+            f"Received: {data!r}"
+        )
+    x, y = data.train, data.train_labels
+    if label_fraction is not None:
+        rows = rows_of_fraction(y, label_fraction, seed)
+        x, y = x[rows], y[rows]
+        say(f"{len(y)} labelled pictures are used")
+    batch_size = min(batch_size, len(y))
+    model = ImageClassifier.from_preset(
+        path,
+        load_weights=not from_scratch,
+        num_classes=len(data.class_names),
+        pooling=pooling,
+        drop_path_rate=drop_path_rate,
+    )
+    steps = len(y) // batch_size
+    model.compile(learning_rate=learning_rate, layer_decay=layer_decay, total_steps=steps * epochs)
+    batches = _MirroredBatches(x, y, batch_size, seed)
+    log = cb.LogFile(folder / "log.csv")
+    progress = cb.Progress(
+        batch_size,
+        figures=(
+            ("loss", "loss", "{:.4f}"),
+            ("sparse_categorical_accuracy", "accuracy", "{:.1%}"),
+            ("val_sparse_categorical_accuracy", "held out", "{:.1%}"),
+        ),
+    )
+    history = model.fit(
+        batches,
+        epochs=epochs,
+        shuffle=False,
+        verbose=0,
+        validation_data=(data.test[:], data.test_labels),
+        validation_batch_size=batch_size,
+        callbacks=[progress, log],
+    ).history
+    model.save_to_preset(folder / "preset")
+    curve = next(v for k, v in history.items() if k.startswith("val_") and k.endswith("accuracy"))
+    figures = {
+        "preset": preset,
+        "data": repr(data),
+        "labelled": len(y),
+        "from_scratch": from_scratch,
+        "epochs": epochs,
+        "top1": curve[-1],
+        "best_top1": max(curve),
+        "class_names": list(data.class_names),
+    }
+    (folder / "result.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    say(f"accuracy: {100 * curve[-1]:.1f} % (best epoch {100 * max(curve):.1f} %)")
+    return FinetuneResult(model, folder, figures)
+
+
+class _MirroredBatches(keras.utils.PyDataset):
+    """Batches in an order, and mirrored, as seed and epoch say."""
+
+    def __init__(self, x, y, batch_size, seed):
+        super().__init__()
+        self.x, self.y, self.batch_size, self.seed = x, y, batch_size, seed
+        self.epoch = 0
+        self._draw()
+
+    def _draw(self):
+        rng = np.random.default_rng((self.seed, self.epoch))
+        self.order = rng.permutation(len(self.y))
+        self.mirrored = rng.random(len(self.y)) < 0.5
+
+    def __len__(self):
+        return len(self.y) // self.batch_size
+
+    def __getitem__(self, index):
+        rows = self.order[index * self.batch_size : (index + 1) * self.batch_size]
+        images = self.x[rows].copy()
+        flip = self.mirrored[rows]
+        images[flip] = images[flip, :, ::-1]
+        return images, self.y[rows]
+
+    def on_epoch_end(self):
+        self.epoch += 1
+        self._draw()

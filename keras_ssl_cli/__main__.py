@@ -1,0 +1,3 @@
+from keras_ssl_cli.main import main
+
+main()
