@@ -18,7 +18,7 @@ from keras import layers  # noqa: E402
 
 import keras_ssl  # noqa: E402
 from keras_ssl.evaluation import KNNProtocol  # noqa: E402
-from keras_ssl.visualization import picture_grid  # noqa: E402
+from keras_ssl.visualization import neighbour_grid  # noqa: E402
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--output", default="demo")
@@ -58,13 +58,9 @@ seconds = time.time() - start
 
 # For each of six test pictures, the nearest training pictures by what was learned.
 queries = np.random.default_rng(3).choice(len(test), 6, replace=False)
-bank, asked = (model.predict(p, 256, verbose=0) for p in (train.images, test.images[queries]))
-bank, asked = (e / np.linalg.norm(e, axis=1, keepdims=True) for e in (bank, asked))
-nearest = np.argsort(-asked @ bank.T, axis=1)[:, :8]
-rows = [[test.images[q], *train.images[n]] for q, n in zip(queries, nearest, strict=True)]
 os.makedirs(args.output, exist_ok=True)
 picture = os.path.join(args.output, "neighbours.png")
-picture_grid(np.concatenate(rows), columns=9, zoom=2).save(picture)
+neighbour_grid(model, test.images[queries], train.images).save(picture)
 model.save_to_preset(os.path.join(args.output, "preset"))
 print(f"k-NN accuracy: raw pixels {pixels:.3f}, untrained {before:.3f}, trained {knn(model):.3f}")
 print(f"{seconds:.0f} s of training on {keras.backend.backend()}. Look at {picture}: in each row a")
