@@ -50,7 +50,7 @@ def test_the_monitor_logs_every_epoch_and_changes_nothing():
         losses.append(history.history["loss"])
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)
     names = ["feature_std", "effective_rank", "mean_cosine", "uniformity", "alignment"]
-    for name in (*names, "teacher_distance"):
+    for name in (*names, "projection_std", "projection_rank", "teacher_distance"):
         assert len(history.history[name]) == 2 and np.isfinite(history.history[name]).all()
     assert 0 < history.history["teacher_distance"][0] < 1
     assert 1 <= history.history["effective_rank"][0] <= 9
@@ -63,6 +63,9 @@ def test_the_monitors_features_are_those_of_the_views():
     views = [to_numpy(model.encode(v)) for v in model.make_views(PICTURES[:6], training=False)]
     assert values["alignment"] == pytest.approx(evaluation.alignment(*views), rel=1e-3)
     assert values["effective_rank"] == pytest.approx(evaluation.rankme(views[0]), rel=1e-3)
+    projections = to_numpy(model.projection_head(views[0], training=False))
+    assert values["projection_std"] == pytest.approx(evaluation.feature_std(projections), rel=1e-3)
+    assert values["projection_rank"] == pytest.approx(evaluation.rankme(projections), rel=1e-3)
     model.backbone.norm.gamma.assign(model.backbone.norm.gamma * 0.0)
     model.backbone.norm.beta.assign(model.backbone.norm.beta + 1.0)
     with pytest.warns(UserWarning, match="collapsed to a point"):
@@ -78,14 +81,38 @@ def test_the_monitors_features_are_those_of_the_views():
 
 def test_one_view_has_no_alignment():
     values = CollapseMonitor(PICTURES[:4]).measure(mae(vit(num_layers=1)))
-    assert "alignment" not in values and "teacher_distance" not in values
+    assert not {"alignment", "projection_std", "teacher_distance"} & set(values)
+
+
+def test_projections_collapse_before_features():
+    """All that a head lets through is its offset: the features are as good as ever."""
+    model = moco(vit(num_layers=1))
+    last = model.projection_head.linears[-1]
+    last.kernel.assign(0.0 * last.kernel)
+    last.bias.assign(last.bias + 1.0)
+    monitor, logs = CollapseMonitor(PICTURES[:6]), {}
+    monitor.on_train_begin()
+    monitor.set_model(model)
+    with pytest.warns(UserWarning, match="projections of all images are nearly the same"):
+        monitor.on_epoch_end(0, logs)
+    assert logs["projection_std"] < 1e-4 < logs["feature_std"] > monitor.min_std
+
+
+def test_a_student_that_says_what_its_teacher_says():
+    monitor = CollapseMonitor(PICTURES)
+    monitor.on_train_begin()
+    monitor._warn_of_agreement(0, {"teacher_student_kl": 0.3})
+    monitor._warn_of_agreement(0, {})
+    assert not monitor._warned
+    with pytest.warns(UserWarning, match="what its teacher says"):
+        monitor._warn_of_agreement(1, {"teacher_student_kl": 0.002})
 
 
 def test_dimensional_collapse_is_named():
     monitor = CollapseMonitor(PICTURES)
     monitor.on_train_begin()
     monitor._values = {"feature_std": 0.5, "effective_rank": 1.5, "mean_cosine": 0.2}
-    monitor._possible_rank = 64
+    monitor._possible_rank = {"effective_rank": 64}
     with pytest.warns(UserWarning, match="dimensional collapse"):
         monitor._warn(3)
 
@@ -102,7 +129,7 @@ def test_a_costly_look_waits(monkeypatch):
 
     monitor.measure = measure
     monitor.set_model(None)
-    monitor._possible_rank = 9
+    monitor._possible_rank = {"effective_rank": 9}
     monitor.on_train_begin()
     for epoch in range(40):
         clock[0] += 2.0

@@ -11,7 +11,8 @@ from keras_ssl.evaluation import collapse
 
 
 class _Features(keras.Model):
-    """Features of up to two fixed views of each image, through a compiled `predict`."""
+    """Features of up to two fixed views of each image and the projections of the first, through a
+    compiled `predict`."""
 
     def __init__(self, task):
         super().__init__(name="features_of_views")
@@ -19,7 +20,12 @@ class _Features(keras.Model):
 
     def call(self, images, training=False):
         views = self.task.make_views(images, training=False)
-        return [ops.cast(self.task.encode(view), "float32") for view in views[:2]]
+        features = [self.task.encode(view) for view in views[:2]]
+        outputs = dict(zip(("features", "second"), features, strict=False))
+        head = getattr(self.task, "projection_head", None)
+        if head is not None:
+            outputs["projections"] = head(features[0], training=False)
+        return {name: ops.cast(value, "float32") for name, value in outputs.items()}
 
 
 class CollapseMonitor(keras.callbacks.Callback):
@@ -32,15 +38,24 @@ class CollapseMonitor(keras.callbacks.Callback):
     | `mean_cosine` | between different images; 1: all features are one point |
     | `uniformity` | the more negative the more even; 0: one point |
     | `alignment` | distance of an image's two views; 0: they agree |
+    | `projection_std` | `feature_std` of what the loss sees: collapse begins here |
+    | `projection_rank` | its effective rank |
     | `teacher_distance` | norm of teacher minus student over the student's, over all parameters |
 
-    `alignment` needs an augmenter that makes two views, `teacher_distance` a momentum teacher. The
-    features are those of the backbone, that `predict` gives; views are the same every time. The
-    equations are in `keras_ssl.evaluation`'s functions of collapse.
+    DINO and DINOv2 log `teacher_entropy`, `teacher_student_kl` and `center_entropy` by themselves,
+    every epoch; this callback reads them.
 
-    A warning says so in words, once for each kind of collapse: features that are one point
-    (`feature_std < min_std`), or that use few of their dimensions
-    (`effective_rank < min_rank * min(N, D)`).
+    The features are those of the backbone, that `predict` gives; views are the same every time.
+    `alignment` needs an augmenter that makes two views; the projections are those of the model's
+    `projection_head`, where it has one; `teacher_distance` needs a momentum teacher. The equations
+    are in `keras_ssl.evaluation`'s functions of collapse.
+
+    A warning says so in words, once for each kind of collapse: features or projections that are one
+    point (deviation below `min_std`), or that use few of their dimensions (effective rank below
+    `min_rank * min(N, D)`, or 2), or a student that has nothing left to learn from its teacher
+    (`teacher_student_kl < min_kl` nats): both say the same of every picture. Projections may
+    collapse long before features: where all of them are the same, the loss has nothing left to
+    teach the backbone.
 
     The first look comes after the first epoch and compiles; the second tells what a look costs. A
     later one is left out while it would bring the callback's share of the time since the first
@@ -51,6 +66,7 @@ class CollapseMonitor(keras.callbacks.Callback):
         batch_size: images at a time.
         min_std: warn below it.
         min_rank: warn below this share of the possible rank.
+        min_kl: warn below this divergence of the student from the teacher, in nats.
         max_cost: largest share of the training time, in (0, 1].
 
     Example:
@@ -78,6 +94,7 @@ class CollapseMonitor(keras.callbacks.Callback):
         batch_size: int = 128,
         min_std: float = 0.05,
         min_rank: float = 0.02,
+        min_kl: float = 0.01,
         max_cost: float = 0.02,
     ):
         super().__init__()
@@ -89,6 +106,7 @@ class CollapseMonitor(keras.callbacks.Callback):
         self.batch_size = min(batch_size, len(images))
         self.min_std = min_std
         self.min_rank = min_rank
+        self.min_kl = min_kl
         self.max_cost = max_cost
         self._features = None
         self._values: dict[str, float] = {}
@@ -111,6 +129,7 @@ class CollapseMonitor(keras.callbacks.Callback):
                 self._last = end - now
                 self._seconds += self._last
         if logs is not None:
+            self._warn_of_agreement(epoch, logs)
             logs.update(self._values)
 
     def measure(self, model) -> dict[str, float]:
@@ -121,18 +140,25 @@ class CollapseMonitor(keras.callbacks.Callback):
         """
         if self._features is None or self._features.task is not model:
             self._features = _Features(model)
-        views = self._features.predict(self._full_batches(), batch_size=self.batch_size, verbose=0)
-        views = [view[: len(self.images)] for view in views]
-        features = views[0]
-        self._possible_rank = min(features.shape)
+        outputs = self._features.predict(
+            self._full_batches(), batch_size=self.batch_size, verbose=0
+        )
+        outputs = {name: value[: len(self.images)] for name, value in outputs.items()}
+        features = outputs["features"]
+        self._possible_rank = {"effective_rank": min(features.shape)}
         values = {
             "feature_std": collapse.feature_std(features),
             "effective_rank": collapse.rankme(features),
             "mean_cosine": collapse.mean_cosine(features),
             "uniformity": collapse.uniformity(features),
         }
-        if len(views) > 1:
-            values["alignment"] = collapse.alignment(*views)
+        if "second" in outputs:
+            values["alignment"] = collapse.alignment(features, outputs["second"])
+        if "projections" in outputs:
+            projections = outputs["projections"]
+            self._possible_rank["projection_rank"] = min(projections.shape)
+            values["projection_std"] = collapse.feature_std(projections)
+            values["projection_rank"] = collapse.rankme(projections)
         if hasattr(model, "teacher_distance"):
             values["teacher_distance"] = float(model.teacher_distance())
         return values
@@ -145,23 +171,39 @@ class CollapseMonitor(keras.callbacks.Callback):
         return np.concatenate([self.images, self.images[:1].repeat(missing, axis=0)])
 
     def _warn(self, epoch):
-        values = self._values
-        if values["feature_std"] < self.min_std:
+        values, after = self._values, f"After epoch {epoch + 1} the"
+        for what, std, rank in (
+            ("features", "feature_std", "effective_rank"),
+            ("projections", "projection_std", "projection_rank"),
+        ):
+            if std not in values:
+                continue
+            possible = self._possible_rank[rank]
+            if values[std] < self.min_std:
+                self._say(
+                    "point",
+                    f"{after} {what} of all images are nearly the same ({std} {values[std]:.3f}, "
+                    f"mean cosine of the features {values['mean_cosine']:.3f}): the model has "
+                    "collapsed to a point. Look at the learning rate, and at what should prevent "
+                    "it: negatives, predictor, teacher's momentum or the variance term.",
+                )
+            elif values[rank] < max(2.0, self.min_rank * possible):
+                self._say(
+                    "rank",
+                    f"{after} {what} use about {values[rank]:.1f} of {possible} possible "
+                    "dimensions: dimensional collapse. More negatives, a wider projection, weaker "
+                    "augmentation or a decorrelating loss may help.",
+                )
+
+    def _warn_of_agreement(self, epoch, logs):
+        divergence = logs.get("teacher_student_kl")
+        if divergence is not None and divergence < self.min_kl:
             self._say(
-                "point",
-                f"After epoch {epoch + 1} the features of all images are nearly the same "
-                f"(feature_std {values['feature_std']:.3f}, mean cosine "
-                f"{values['mean_cosine']:.3f}): the model has collapsed to a point. Look at the "
-                "learning rate, and at what should prevent it: negatives, predictor, teacher's "
-                "momentum or the variance term.",
-            )
-        elif values["effective_rank"] < max(2.0, self.min_rank * self._possible_rank):
-            self._say(
-                "rank",
-                f"After epoch {epoch + 1} the features use about "
-                f"{values['effective_rank']:.1f} of {self._possible_rank} possible dimensions: "
-                "dimensional collapse. More negatives, a wider projection, weaker augmentation or "
-                "a decorrelating loss may help.",
+                "agreement",
+                f"After epoch {epoch + 1} the student says what its teacher says, to "
+                f"{divergence:.4f} nats: either both say the same of every picture, which is "
+                "collapse, or there is nothing left to learn. Look at the centring, and at the "
+                "teacher's temperature and momentum.",
             )
 
     def _say(self, kind, text):
