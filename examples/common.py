@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import json
 import os
+import shutil
 import time
 
 import keras
@@ -15,6 +16,7 @@ import numpy as np
 
 import keras_ssl
 from keras_ssl.augmentation import Views
+from keras_ssl.callbacks import Checkpoint
 from keras_ssl.evaluation import KNNProtocol, LinearProbeProtocol
 
 # Protocols of every figure in the README's table.
@@ -68,24 +70,34 @@ def arguments(doc: str, **defaults) -> argparse.Namespace:
 def run(build, doc: str, callbacks=(), **defaults):
     """Pretrains what `build(image_shape, args)` gives, measures it and saves it.
 
-    Returns the model, the data and the folder of the run.
+    A run that was stopped goes on from its last epoch. Returns the model, the data and the folder
+    of the run.
     """
     args = arguments(doc, **defaults)
-    keras.utils.set_random_seed(args.seed)
     data = load(args.data)
     output = args.output or os.path.join("runs", f"{args.recipe}_{data.name}")
+    checkpoints = os.path.join(output, "checkpoints")
     os.makedirs(output, exist_ok=True)
+    keras.utils.set_random_seed(args.seed)
     model = build(data.train[0].shape[1:], args)
     untrained = measure(model, data)
     model.compile(learning_rate=args.learning_rate)
-    log = keras.callbacks.CSVLogger(os.path.join(output, "log.csv"))
+    found, done = Checkpoint.latest(checkpoints) or (None, 0)
+    if found:
+        print(f"Going on after epoch {done}, from {found}")
+        model = keras.saving.load_model(found)
     start, processor = time.time(), time.process_time()
     model.fit(
         data.train[0],
         batch_size=args.batch_size,
         epochs=args.epochs,
+        initial_epoch=done,
         verbose=2,
-        callbacks=[log, *callbacks],
+        callbacks=[
+            keras.callbacks.CSVLogger(os.path.join(output, "log.csv"), append=bool(found)),
+            *callbacks,
+            Checkpoint(checkpoints),
+        ],
     )
     seconds = {"wall": time.time() - start, "processor": time.process_time() - processor}
     model.save_to_preset(os.path.join(output, "preset"))
@@ -95,6 +107,7 @@ def run(build, doc: str, callbacks=(), **defaults):
         "options": {key: value for key, value in vars(args).items() if key != "output"},
         "backend": keras.backend.backend(),
         "parameters": {"backbone": model.backbone.count_params()},
+        "first_epoch": done,
         "training_seconds": seconds,
         "pixels": measure("pixels", data),
         "untrained": untrained,
@@ -103,6 +116,7 @@ def run(build, doc: str, callbacks=(), **defaults):
     }
     with open(os.path.join(output, "result.json"), "w", encoding="utf-8") as file:
         json.dump(result, file, indent=1)
+    shutil.rmtree(checkpoints)
     for name in PROTOCOLS:
         figures = ", ".join(
             f"{w} {result[w][name]:.4f}" for w in ("pixels", "untrained", "trained")

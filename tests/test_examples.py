@@ -65,6 +65,22 @@ def test_a_run_leaves_preset_log_and_figures(recipe, monkeypatch, tmp_path):
     with open(os.path.join(output, "log.csv"), encoding="utf-8") as file:
         assert len(file.readlines()) == 3  # head and two epochs
 
+    # A run that is stopped goes on as if it had not been.
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", [*sys.argv[:2], str(tmp_path / "stopped"), *sys.argv[3:]])
+    options = dict(learning_rate=0.5, batch_size=8)
+    with pytest.raises(KeyboardInterrupt):
+        common.run(simclr.build, simclr.__doc__, [Stop()], **options)
+    resumed, _, _ = common.run(simclr.build, simclr.__doc__, **options)
+    for weight, expected in zip(resumed.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_allclose(weight, expected, rtol=1e-5, atol=1e-6)
+    with open(tmp_path / "stopped" / "log.csv", encoding="utf-8") as file:
+        assert len(file.readlines()) == 3
+
     # The table reads what the run left.
     accuracy = recipe("accuracy")
     os.rename(output, accuracy.folder(str(tmp_path), "simclr", "emoji"))
