@@ -11,7 +11,7 @@ from keras_ssl.layers.position_embedding import (
     rotary_angles,
     sincos_position_embedding,
 )
-from keras_ssl.layers.transformer import TransformerBlock
+from keras_ssl.layers.transformer import DropPathStream, TransformerBlock
 from keras_ssl.presets import resolve_preset
 from keras_ssl.training.subclassed import SubclassedModelType
 
@@ -31,7 +31,7 @@ VIT_SIZES = {
 }
 
 POSITION_EMBEDDINGS = ("learned", "sincos", "sincos_moco_v3", "rotary")
-INITIALIZERS = ("mae", "truncated_normal", "moco_v3", "clip")
+INITIALIZERS = ("mae", "truncated_normal", "dinov2", "moco_v3", "clip")
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
@@ -77,11 +77,14 @@ class ViTBackbone(keras_hub.models.Backbone, metaclass=SubclassedModelType):
         activation: `"gelu"` (exact, the papers'), `"gelu_tanh"` or `"quick_gelu"`.
         layer_norm_epsilon: added to the variance in every layer normalisation.
         drop_path_rate: stochastic depth rate of the last block; it grows linearly from 0.
+        drop_path_uniform: the same rate in every block (DINOv2).
+        drop_path_subset: in blocks with a rate above 0.1, drop a fixed share of the batch and
+            compute the branches of the others only (DINOv2).
         rematerialize: recompute every block in the backward pass instead of keeping its
             activations: slower, and memory grows with one block instead of all.
         freeze_patch_projection: keep the patch projection at its random start (MoCo v3).
-        initializer: `"mae"` (Xavier), `"truncated_normal"` (0.02; ViT, DINO, DINOv2),
-            `"moco_v3"` or `"clip"`.
+        initializer: `"mae"` (Xavier), `"truncated_normal"` (0.02; ViT, DINO), `"dinov2"` (the
+            same, with tokens that start at 1e-6), `"moco_v3"` or `"clip"`.
         dtype: dtype policy, e.g. `"float32"`, `"mixed_bfloat16"`, `"mixed_float16"`.
         name: name of the model.
 
@@ -138,6 +141,8 @@ class ViTBackbone(keras_hub.models.Backbone, metaclass=SubclassedModelType):
         activation: str = "gelu",
         layer_norm_epsilon: float = 1e-6,
         drop_path_rate: float = 0.0,
+        drop_path_uniform: bool = False,
+        drop_path_subset: bool = False,
         rematerialize: bool = False,
         freeze_patch_projection: bool = False,
         initializer: str = "truncated_normal",
@@ -190,6 +195,8 @@ class ViTBackbone(keras_hub.models.Backbone, metaclass=SubclassedModelType):
         self.activation = activation
         self.layer_norm_epsilon = layer_norm_epsilon
         self.drop_path_rate = drop_path_rate
+        self.drop_path_uniform = drop_path_uniform
+        self.drop_path_subset = drop_path_subset
         self.rematerialize = rematerialize
         self.freeze_patch_projection = freeze_patch_projection
         self.initializer = initializer
@@ -225,7 +232,9 @@ class ViTBackbone(keras_hub.models.Backbone, metaclass=SubclassedModelType):
                     activation=activation,
                     qkv_bias=qkv_bias,
                     layer_scale_init=layer_scale_init,
-                    drop_path_rate=drop_path_rate * i / max(1, num_layers - 1),
+                    drop_path_rate=drop_path_rate
+                    * (1 if drop_path_uniform else i / max(1, num_layers - 1)),
+                    drop_path_subset=drop_path_subset,
                     layer_norm_epsilon=layer_norm_epsilon,
                     qkv_initializer=init["qkv"],
                     kernel_initializer=init["kernel"],
@@ -247,6 +256,11 @@ class ViTBackbone(keras_hub.models.Backbone, metaclass=SubclassedModelType):
                 epsilon=layer_norm_epsilon, dtype=policy, name="norm"
             )
             self.norm.build((None, None, hidden_dim))
+
+        # One draw for all blocks, outside of what may be recomputed.
+        self.drop_path_stream = None
+        if drop_path_rate > 0:
+            self.drop_path_stream = DropPathStream(name="drop_path_stream")
 
         # === Tokens and positions ===
         self.class_token = self.register_tokens = self.mask_token = None
@@ -454,7 +468,10 @@ class ViTBackbone(keras_hub.models.Backbone, metaclass=SubclassedModelType):
         rotary = self.rotary(*images.shape[1:3], visible_indices)
         if rotary is not None:
             flags["rotary"] = rotary
-        for block in self.blocks:
+        draws = self.draw_drop_path(ops.shape(x)[0]) if training else None
+        for i, block in enumerate(self.blocks):
+            if draws is not None:
+                flags["drop_path_draws"] = draws[i]
             x = block(x, training=training, **flags)
             if return_attention:
                 x, weights = x
@@ -470,6 +487,20 @@ class ViTBackbone(keras_hub.models.Backbone, metaclass=SubclassedModelType):
         if return_intermediate:
             outputs["intermediate"] = intermediate
         return outputs
+
+    def draw_drop_path(self, batch):
+        """What stochastic depth drops in one pass, or `None` where it is off.
+
+        Args:
+            batch: samples in the batch.
+
+        Returns:
+            Uniform numbers `(num_layers, 2, batch)` for the two branches of every block; see
+            `keras_ssl.layers.DropPath`.
+        """
+        if self.drop_path_stream is None:
+            return None
+        return self.drop_path_stream.uniform((self.num_layers, 2, batch))
 
     def pool(self, tokens, pooling: str = "token"):
         """One vector per picture.
@@ -545,6 +576,8 @@ class ViTBackbone(keras_hub.models.Backbone, metaclass=SubclassedModelType):
             "activation": self.activation,
             "layer_norm_epsilon": self.layer_norm_epsilon,
             "drop_path_rate": self.drop_path_rate,
+            "drop_path_uniform": self.drop_path_uniform,
+            "drop_path_subset": self.drop_path_subset,
             "rematerialize": self.rematerialize,
             "freeze_patch_projection": self.freeze_patch_projection,
             "initializer": self.initializer,
@@ -595,6 +628,6 @@ def _initializers(kind: str, dim: int, patch_dim: int) -> dict:
         patch_bias=default,
         qkv=truncated,
         kernel=truncated,
-        class_token=truncated,
+        class_token=init.RandomNormal(stddev=1e-6) if kind == "dinov2" else truncated,
         position=truncated,
     )

@@ -2,6 +2,7 @@
 
 from keras_ssl.converters import (
     dino,
+    dinov2,
     mae,
     timm,
     transformers_dinov2,
@@ -14,6 +15,7 @@ from keras_ssl.converters.layouts import Map
 LAYOUTS: dict[str, dict[str, Map]] = {}
 for _source in (
     dino,
+    dinov2,
     mae,
     timm,
     transformers_vit,

@@ -5,6 +5,7 @@ import math
 import keras
 from keras import ops
 
+from keras_ssl.layers.shapes import whole
 from keras_ssl.training.random import RandomStream
 
 # Tries in a row after which a mask is left as it is; and all tries of a mask. 98 % of the masks of
@@ -165,7 +166,7 @@ class BlockMasking(keras.layers.Layer):
 
     def masked_pictures(self, pictures):
         """How many of `pictures` are masked; an integer, or a tensor where they are one."""
-        return _floor(pictures, self.probability, 0.0)
+        return whole(pictures, self.probability)
 
     def limit(self, pictures):
         """The most patches that can be masked in `pictures`, for `masked_patches`."""
@@ -173,7 +174,8 @@ class BlockMasking(keras.layers.Layer):
         # sum over i = 1 ... n of P * (low + (high - low) * i / n)
         masked = self.masked_pictures(pictures)
         slope, constant = low + (high - low) / 2, (high - low) / 2
-        return _floor(masked, self.num_patches * slope, self.num_patches * constant)
+        # Rounding must not take a patch away.
+        return whole(masked, self.num_patches * slope, self.num_patches * constant + 1e-6)
 
     def call(self, images, training=None):
         pictures = ops.shape(images)[0]
@@ -210,11 +212,3 @@ class BlockMasking(keras.layers.Layer):
             "min_aspect": self.min_aspect,
             "seed": self.seed,
         }
-
-
-def _floor(count, factor, constant):
-    """`floor(count * factor + constant)` of an integer or, where a batch's size is not known while
-    tracing, of a scalar tensor; what rounding took away from a whole number is given back."""
-    if isinstance(count, int):
-        return int(count * factor + constant + 1e-3)
-    return ops.cast(ops.floor(ops.cast(count, "float32") * factor + constant + 1e-3), "int32")

@@ -4,7 +4,9 @@ import keras
 from keras import ops
 
 from keras_ssl.layers.position_embedding import rotate
+from keras_ssl.layers.shapes import whole
 from keras_ssl.training.kernels import attention_weights, dot_product_attention, gelu, materialize
+from keras_ssl.training.random import RandomStream
 
 
 def gelu_tanh(x):
@@ -234,35 +236,97 @@ class LayerScale(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
-class DropPath(keras.layers.Layer):
-    """Stochastic depth: drops the branch of whole samples (Huang et al. 2016).
+class DropPathStream(RandomStream):
+    """A random stream that a file of weights need not hold.
 
-    In training each sample's branch is kept with probability `1 - rate` and then divided by
-    it; in inference it is the identity.
+    Stochastic depth is often added to a network that was trained without, for fine-tuning: the
+    stream then begins at its own seed.
+    """
+
+    def load_own_variables(self, store):
+        if len(store.keys()):
+            super().load_own_variables(store)
+
+
+@keras.saving.register_keras_serializable(package="keras_ssl")
+class DropPath(keras.layers.Layer):
+    """Stochastic depth: in training, a branch counts for some samples of the batch only.
+
+    Each sample's branch is kept with probability `1 - rate` and then divided by it. With `subset`
+    a fixed number of samples is kept, `k = max(1, floor(N (1 - rate)))` at random places, their
+    branches are multiplied by `N / k`, and `residual` computes nothing for the others. In
+    inference it is the identity.
 
     Args:
         rate: probability of dropping, in `[0, 1)`.
-        seed: int or `keras.random.SeedGenerator`.
+        subset: keep a fixed number of samples (DINOv2).
+        seed: int, of the random stream.
+
+    Call arguments:
+        x: `(N, ...)`, what a branch gave.
+        training: whether anything is dropped.
+        draws: uniform numbers `(N,)` to decide by, instead of the own random stream.
+
+    Reference:
+        Huang et al., Deep Networks with Stochastic Depth, 2016; Oquab et al., DINOv2, 2023,
+        section 5.
     """
 
-    def __init__(self, rate: float, seed=None, **kwargs):
+    def __init__(self, rate: float, subset: bool = False, seed: int | None = None, **kwargs):
         super().__init__(**kwargs)
         if not 0 <= rate < 1:
             raise ValueError(f"`rate` must lie in [0, 1). Received: rate={rate}")
         self.rate = rate
+        self.subset = subset
         self.seed = seed
-        self.seed_generator = keras.random.SeedGenerator(seed) if rate > 0 else None
+        self.stream = DropPathStream(seed, name="stream") if rate > 0 else None
         self.built = True
 
-    def call(self, x, training=None):
-        if not training or self.rate == 0:
+    def call(self, x, training=None, draws=None):
+        if self.rate == 0 or not training:
             return x
-        shape = (ops.shape(x)[0],) + (1,) * (len(x.shape) - 1)
-        keep = keras.random.uniform(shape, seed=self.seed_generator) >= self.rate
-        return x * ops.cast(keep, x.dtype) / (1.0 - self.rate)
+        count = ops.shape(x)[0]
+        draws = self.stream.uniform((count,)) if draws is None else draws
+        if self.subset:
+            order, kept, scale = self._kept(draws)
+            factors = ops.where(ops.argsort(order) < kept, scale, 0.0)
+        else:
+            factors = ops.where(draws >= self.rate, 1 / (1 - self.rate), 0.0)
+        return x * ops.reshape(ops.cast(factors, x.dtype), (-1,) + (1,) * (len(x.shape) - 1))
+
+    def residual(self, x, branch, draws):
+        """`x + dropped branch(x)`, in training.
+
+        Args:
+            x: `(N, tokens, dim)`.
+            branch: function `(x, samples) -> x`, where `samples` are the places in the batch of
+                the rows that it gets, or `None` for all.
+            draws: uniform numbers `(N,)`.
+        """
+        if not self.subset:
+            return x + self(branch(x, None), training=True, draws=draws)
+        order, kept, scale = self._kept(draws)
+        samples = order[:kept]
+        h = branch(ops.take(x, samples, axis=0), samples)
+        # Back to their places by a gather: zeros for the rest.
+        h = ops.concatenate([h * ops.cast(scale, h.dtype), ops.zeros_like(x[kept:])], axis=0)
+        return x + ops.take(h, ops.argsort(order), axis=0)
+
+    def _kept(self, draws):
+        """The samples in random order, how many of them are kept, and their factor."""
+        count = ops.shape(draws)[0]
+        kept = whole(count, 1 - self.rate)
+        kept = max(kept, 1) if isinstance(kept, int) else ops.maximum(kept, 1)
+        scale = count / kept if isinstance(kept, int) else ops.cast(count / kept, "float32")
+        return ops.argsort(draws), kept, scale
 
     def get_config(self):
-        return {**super().get_config(), "rate": self.rate, "seed": self.seed}
+        return {
+            **super().get_config(),
+            "rate": self.rate,
+            "subset": self.subset,
+            "seed": self.seed,
+        }
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
@@ -280,6 +344,8 @@ class TransformerBlock(keras.layers.Layer):
         causal: a token sees itself and those before it only (text).
         layer_scale_init: start value of the two layer scales, or `None` for none.
         drop_path_rate: stochastic depth rate of this block.
+        drop_path_subset: where the rate is above 0.1, drop a fixed share of the batch and compute
+            the branches of the others only (DINOv2); else every sample on its own.
         layer_norm_epsilon: added to the variance; 1e-6 in the papers' vision transformers.
         qkv_initializer: initializer of the fused projection.
         kernel_initializer: initializer of the other kernels.
@@ -289,6 +355,8 @@ class TransformerBlock(keras.layers.Layer):
         training: whether stochastic depth drops.
         return_attention: also return the attention maps.
         rotary: of `SelfAttention`.
+        drop_path_draws: `(2, batch)` uniform numbers that decide what the two branches drop,
+            instead of the block's own random stream.
     """
 
     def __init__(
@@ -301,6 +369,7 @@ class TransformerBlock(keras.layers.Layer):
         causal: bool = False,
         layer_scale_init: float | None = None,
         drop_path_rate: float = 0.0,
+        drop_path_subset: bool = False,
         layer_norm_epsilon: float = 1e-6,
         qkv_initializer="glorot_uniform",
         kernel_initializer="glorot_uniform",
@@ -317,6 +386,7 @@ class TransformerBlock(keras.layers.Layer):
         self.causal = causal
         self.layer_scale_init = layer_scale_init
         self.drop_path_rate = drop_path_rate
+        self.drop_path_subset = drop_path_subset
         self.layer_norm_epsilon = layer_norm_epsilon
         self.qkv_initializer = keras.initializers.get(qkv_initializer)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
@@ -354,10 +424,11 @@ class TransformerBlock(keras.layers.Layer):
         if layer_scale_init is not None:
             self.layer_scale1 = LayerScale(layer_scale_init, dtype=policy, name="layer_scale1")
             self.layer_scale2 = LayerScale(layer_scale_init, dtype=policy, name="layer_scale2")
-        self.drop_path1 = self.drop_path2 = None
+        self.drop_path = None
         if drop_path_rate > 0:
-            self.drop_path1 = DropPath(drop_path_rate, dtype=policy, name="drop_path1")
-            self.drop_path2 = DropPath(drop_path_rate, dtype=policy, name="drop_path2")
+            # Official: for a few samples the gathering would cost more than it saves.
+            subset = drop_path_subset and drop_path_rate > 0.1
+            self.drop_path = DropPath(drop_path_rate, subset, dtype=policy, name="drop_path")
 
     def build(self, input_shape):
         for layer in (self.norm1, self.attention, self.norm2, self.mlp):
@@ -367,24 +438,36 @@ class TransformerBlock(keras.layers.Layer):
                 layer.build(input_shape)
         self.built = True
 
-    def call(self, x, training=None, return_attention=False, rotary=None):
-        # Not passed as None: rematerialisation on JAX would choke on it.
-        options = {} if rotary is None else {"rotary": rotary}
-        h = self.attention(self.norm1(x), return_attention=return_attention, **options)
-        if return_attention:
-            h, attention = h
-        if self.layer_scale1 is not None:
-            h = self.layer_scale1(h)
-        if self.drop_path1 is not None:
-            h = self.drop_path1(h, training=training)
-        x = materialize(x + h)
-        h = self.mlp(self.norm2(x))
-        if self.layer_scale2 is not None:
-            h = self.layer_scale2(h)
-        if self.drop_path2 is not None:
-            h = self.drop_path2(h, training=training)
-        x = materialize(x + h)
-        return (x, attention) if return_attention else x
+    def call(self, x, training=None, return_attention=False, rotary=None, drop_path_draws=None):
+        attention = []
+
+        def attend(x, samples):
+            # Not passed as None: rematerialisation on JAX would choke on it.
+            options = {} if rotary is None else {"rotary": _rows(rotary, samples)}
+            h = self.attention(self.norm1(x), return_attention=return_attention, **options)
+            if return_attention:
+                h, weights = h
+                attention.append(weights)
+            return h if self.layer_scale1 is None else self.layer_scale1(h)
+
+        def transform(x, samples):
+            h = self.mlp(self.norm2(x))
+            return h if self.layer_scale2 is None else self.layer_scale2(h)
+
+        draws = drop_path_draws
+        if self.drop_path is None:
+            draws = None
+        elif draws is None and training is True:  # a tracer where JAX rematerialises
+            draws = self.drop_path.stream.uniform((2, ops.shape(x)[0]))
+        for i, branch in enumerate((attend, transform)):
+            if draws is None:
+                x = x + branch(x, None)
+            elif return_attention:  # of all samples
+                x = x + self.drop_path(branch(x, None), training=True, draws=draws[i])
+            else:
+                x = self.drop_path.residual(x, branch, draws[i])
+            x = materialize(x)
+        return (x, attention[0]) if return_attention else x
 
     def get_config(self):
         return {
@@ -397,7 +480,15 @@ class TransformerBlock(keras.layers.Layer):
             "causal": self.causal,
             "layer_scale_init": self.layer_scale_init,
             "drop_path_rate": self.drop_path_rate,
+            "drop_path_subset": self.drop_path_subset,
             "layer_norm_epsilon": self.layer_norm_epsilon,
             "qkv_initializer": keras.initializers.serialize(self.qkv_initializer),
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
         }
+
+
+def _rows(rotary, samples):
+    """The angles of some samples, where every sample has its own."""
+    if samples is None:
+        return rotary
+    return tuple(r if len(r.shape) == 2 else ops.take(r, samples, axis=0) for r in rotary)

@@ -8,6 +8,8 @@ from keras import ops
 
 from keras_ssl.training.schedules import CosineMomentum
 
+# The states of random streams: a copy may have none, or draws numbers of its own.
+_STREAM = re.compile(r"stream[^/]*/state$")
 # Variables that are no parameters: what a layer keeps count of, whatever its weights are.
 _STATE = re.compile(r"(moving_mean|moving_variance|vector_u|seed_generator_state|state|count)$")
 
@@ -23,8 +25,19 @@ def copy_layer(layer, changes: dict | None = None):
     copy = type(layer).from_config({**layer.get_config(), **(changes or {})})
     if layer.built and not copy.built:
         copy.build_from_config(layer.get_build_config())
-    copy.set_weights([weight.copy() for weight in layer.get_weights()])
+    copy_weights(layer, copy)
     return copy
+
+
+def weights_of(layer) -> list:
+    """The weights of a layer or model without the states of random streams."""
+    return [weight for weight in layer.weights if not _STREAM.search(weight.path)]
+
+
+def copy_weights(source, target) -> None:
+    """Gives one layer the values of another of the same architecture, random streams excepted."""
+    for to, value in zip(weights_of(target), weights_of(source), strict=True):
+        to.assign(ops.convert_to_numpy(value).copy())
 
 
 class MomentumTeacher:
@@ -92,7 +105,7 @@ class MomentumTeacher:
             drops = "drop_path_rate" in student.get_config()
             teacher = copy_layer(student, {"drop_path_rate": 0.0} if drops else None)
             # By position: both were made from one configuration.
-            for target, source in zip(teacher.weights, student.weights, strict=True):
+            for target, source in zip(weights_of(teacher), weights_of(student), strict=True):
                 if source.trainable or not _STATE.search(source.path):
                     pairs.append((target, source))
             for variable in teacher.variables:
@@ -109,8 +122,7 @@ class MomentumTeacher:
     def reset_teacher(self) -> None:
         """Makes the teacher equal to the student; call it after weights were loaded into one."""
         for name in self._teacher_names:
-            weights = [weight.copy() for weight in getattr(self, name).get_weights()]
-            getattr(self, f"teacher_{name}").set_weights(weights)
+            copy_weights(getattr(self, name), getattr(self, f"teacher_{name}"))
 
     def teacher_distance(self) -> float:
         """`|teacher - student| / |student|` over all parameters that are averaged."""
