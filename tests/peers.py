@@ -21,4 +21,7 @@ def import_torchvision():
     return torchvision
 
 
-torchvision = import_torchvision()  # transformers and timm look for it when they are imported
+# transformers and timm look for it when they are imported, so it comes first.
+torchvision = import_torchvision()
+
+import timm as timm  # noqa: E402

@@ -257,9 +257,9 @@ def test_torch_files(tmp_path, backbone_and_state):
         torch.save(content, tmp_path / f"{name}.pth")
         converters.load_official(model, tmp_path / f"{name}.pth", "timm_vit")
         assert_loaded(model, state)
-    torch.save({"teacher": tensors, "student": {}}, tmp_path / "two.pth")
-    converters.load_official(model, tmp_path / "two.pth", "timm_vit", key="teacher")
-    with pytest.raises(ValueError, match="no entry 'ema'; it has .*student"):
+    torch.save({"mean": tensors, "last": {}}, tmp_path / "two.pth")
+    converters.load_official(model, tmp_path / "two.pth", "timm_vit", key="mean")
+    with pytest.raises(ValueError, match="no entry 'ema'; it has .*last"):
         converters.read_state_dict(tmp_path / "two.pth", key="ema")
     with pytest.raises(ValueError, match="name that entry with `key`"):
         converters.read_state_dict(tmp_path / "two.pth")

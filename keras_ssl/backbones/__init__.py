@@ -1,6 +1,7 @@
 """Backbones."""
 
 from keras_ssl.backbones.modified_resnet import MODIFIED_RESNET_SIZES, ModifiedResNet
+from keras_ssl.backbones.resnet import RESNET_BLOCKS, resnet
 from keras_ssl.backbones.small_resnet import small_resnet
 from keras_ssl.backbones.text_transformer import TEXT_SIZES, TextTransformer
 from keras_ssl.backbones.vit import VIT_SIZES, ViTBackbone
@@ -8,9 +9,11 @@ from keras_ssl.backbones.vit import VIT_SIZES, ViTBackbone
 __all__ = [
     "MODIFIED_RESNET_SIZES",
     "ModifiedResNet",
+    "RESNET_BLOCKS",
     "TEXT_SIZES",
     "TextTransformer",
     "VIT_SIZES",
     "ViTBackbone",
+    "resnet",
     "small_resnet",
 ]

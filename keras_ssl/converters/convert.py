@@ -107,6 +107,8 @@ _TO_OURS = {
     "flat": lambda array, entry: array.reshape(entry.variable.shape),
     "leading": lambda array, entry: array.reshape(entry.variable.shape),
     "scalar": lambda array, entry: array.reshape(entry.variable.shape),
+    "lead1": lambda array, entry: array.reshape(-1),
+    "lead3": lambda array, entry: array.reshape(-1),
 }
 _TO_OFFICIAL = {
     "same": lambda array, entry: array,
@@ -116,6 +118,8 @@ _TO_OFFICIAL = {
     "flat": lambda array, entry: array.reshape(1, 1, -1),
     "leading": _without_leading_ones,
     "scalar": lambda array, entry: array.reshape(1),
+    "lead1": lambda array, entry: array.reshape(1, -1),
+    "lead3": lambda array, entry: array.reshape(1, 1, 1, -1),
 }
 
 
@@ -242,7 +246,7 @@ def load_official(
         A `LoadReport`: what was loaded, missing, unexpected, ignored, and left as it was.
 
     Raises:
-        ValueError: unknown layout, unreadable file, or tensors that do not fit; every one is named.
+        ValueError: unknown layout, unreadable file, or tensors that do not fit, which are named.
 
     Example:
 
@@ -258,8 +262,9 @@ def load_official(
     entries = official_entries(model, layout)
     state = read_state_dict(path_or_state_dict, key)
     known = {entry.official for entry in entries}
+    state, outside = _inside(state, table, known)
     missing = [e.official for e in entries if e.official not in state and not e.zeros]
-    ignored, unexpected = [], []
+    ignored, unexpected = outside, []
     for name in state:
         if name not in known:
             matched = any(fnmatch.fnmatchcase(name, pattern) for pattern in table.ignored)
@@ -278,10 +283,12 @@ def load_official(
             problems.append(f"tensor {entry.official!r} holds NaN or infinity")
         else:
             arrays[entry.official] = np.array(entry.to_ours(array), order="C")
+    if len(problems) > 24:
+        problems = [*problems[:24], f"and {len(problems) - 24} more tensors"]
     if strict and missing:
-        problems.append(f"missing: {', '.join(missing)}")
+        problems.append(f"missing: {_listed(missing)}")
     if strict and unexpected:
-        problems.append(f"unexpected: {', '.join(unexpected)}")
+        problems.append(f"unexpected: {_listed(unexpected)}")
     if problems:
         raise ValueError(
             f"The weights do not fit this {type(model).__name__} in the layout {layout!r}; nothing "
@@ -297,6 +304,22 @@ def load_official(
         ignored=ignored,
         left=[v.path for v in _left(model, table)],
     )
+
+
+def _listed(names: list[str], most: int = 24) -> str:
+    """Names for a message; of a file that is of another kind altogether, the first ones."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def _inside(state: dict, table: Map, known: set[str]) -> tuple[dict, list[str]]:
+    """The part of a larger file that a layout is about, and the names of the rest."""
+    if not known & state.keys():
+        for prefix in table.inside:
+            part = {n.removeprefix(prefix): a for n, a in state.items() if n.startswith(prefix)}
+            if known & part.keys():
+                return part, [name for name in state if not name.startswith(prefix)]
+    return state, []
 
 
 def _assign(entries: list[Entry], arrays: dict[str, np.ndarray]) -> None:

@@ -32,7 +32,12 @@ def _run(model):
 LAYOUTS = {
     "dino": {
         # The hub's files hold the teacher's backbone alone, by timm's names.
-        "ViTBackbone": Map(encoder(), ignored=("head.*",), left=("register_tokens", "mask_token")),
+        "ViTBackbone": Map(
+            encoder(),
+            ignored=("head.*",),
+            left=("register_tokens", "mask_token"),
+            inside=("teacher.backbone.", "backbone."),
+        ),
         "DINO": Map(
             _run,
             ignored=("*.num_batches_tracked",),

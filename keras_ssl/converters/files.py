@@ -1,5 +1,6 @@
 """Reading tensors from files without executing anything that stands in them."""
 
+import argparse
 import json
 import os
 import pathlib
@@ -19,23 +20,28 @@ _SAFETENSORS_DTYPES = {
     "U8": "u1",
     "BOOL": "?",
 }
-_TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
+_TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")  # .pth.tar
 _READABLE = (".safetensors", ".npz", *_TORCH_SUFFIXES)
 # Where training scripts put the weights among optimizer state and arguments.
 _WRAPPERS = ("model", "state_dict", "model_state_dict")
+# Whole runs of DINO and DINOv2: entries that belong together, and the prefix of their names.
+_RUN = {"student": "student.", "teacher": "teacher.", "dino_loss": ""}
 
 
 def read_state_dict(source, key: str | None = None) -> dict[str, np.ndarray]:
     """Tensors by name, from a mapping or from a file.
 
     `.safetensors` and `.npz` hold plain arrays and are read as such. Files of PyTorch (`.pth`,
-    `.pt`, `.bin`, `.ckpt`) are read with `torch.load(weights_only=True)`, which needs PyTorch and
-    refuses everything but tensors and plain containers. Other pickles are refused.
+    `.pth.tar`, `.pt`, `.bin`, `.ckpt`) are read with `torch.load(weights_only=True)`, which needs
+    PyTorch and refuses everything but tensors and plain containers. A checkpoint of TensorFlow is
+    named by its prefix (`model.ckpt-250228` beside `model.ckpt-250228.index`), and needs
+    TensorFlow. Other pickles are refused.
 
     Args:
         source: a path, or a mapping from name to array or tensor.
         key: entry of a PyTorch file that holds the tensors. By default the whole file, or its
-            entry `"model"`, `"state_dict"` or `"model_state_dict"`.
+            entry `"model"`, `"state_dict"` or `"model_state_dict"`, or both `"student"` and
+            `"teacher"`, whose names then begin so.
 
     Returns:
         A dict from name to NumPy array. bfloat16 is widened to float32. A prefix `module.` that
@@ -58,6 +64,8 @@ def read_state_dict(source, key: str | None = None) -> dict[str, np.ndarray]:
             f"Received: source of type {type(source).__name__}"
         )
     path = pathlib.Path(source)
+    if path.with_name(path.name + ".index").is_file():
+        return _plain(_read_tensorflow(path), str(path))
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise ValueError(f"The weights file {what}. Received: path={os.fspath(path)!r}")
@@ -130,6 +138,25 @@ def _read_safetensors(path) -> dict[str, np.ndarray]:
     return tensors
 
 
+def _read_tensorflow(path) -> dict[str, np.ndarray]:
+    try:
+        import tensorflow as tf
+    except ImportError as error:
+        raise ValueError(
+            "Reading a checkpoint of TensorFlow needs TensorFlow (`pip install tensorflow`). "
+            f"Received: path={os.fspath(path)!r}"
+        ) from error
+    try:
+        reader = tf.train.load_checkpoint(os.fspath(path))
+        names = reader.get_variable_to_dtype_map()
+        # Strings are the bookkeeping of object-based checkpoints.
+        return {n: reader.get_tensor(n) for n, dtype in names.items() if dtype != tf.string}
+    except (tf.errors.OpError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"The checkpoint of TensorFlow is damaged ({error}). Received: path={os.fspath(path)!r}"
+        ) from error
+
+
 def _read_torch(path):
     try:
         import torch
@@ -139,7 +166,9 @@ def _read_torch(path):
             f".safetensors. Received: path={os.fspath(path)!r}"
         ) from error
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        # Arguments of a training script are a plain record: DINO's files hold them.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip and runtime errors, by what is wrong with the file
         first_line = str(error).split("\n", maxsplit=1)[0]
         raise ValueError(
@@ -162,6 +191,12 @@ def _unwrap(content, key, path):
         for name in _WRAPPERS:
             if isinstance(content.get(name), Mapping):
                 return content[name]
+        if any(isinstance(content.get(name), Mapping) for name in ("student", "teacher")):
+            return {
+                prefix + str(inner).removeprefix("module."): value
+                for name, prefix in _RUN.items()
+                for inner, value in (content.get(name) or {}).items()
+            }
     if not isinstance(content, Mapping):
         raise ValueError(
             "Expected a mapping from names to tensors in the file. "

@@ -17,7 +17,9 @@ from collections.abc import Callable
 #               (p * p * channels, dim) of a Dense over patches in (row, column, channel) order
 #   flat        [1, 1, dim] to (1, dim)
 #   leading     as it is, but for leading axes of size 1 that only ours has
-#   scalar      one number, stored as a vector of one or as a scalar
+#   scalar      a vector of one to a scalar
+#   lead1       [1, dim] to (dim,): haiku's batch normalisation of vectors
+#   lead3       [1, 1, 1, dim] to (dim,): the same of maps
 # "linear 1/3" fills the second of three equal parts of our variable, along its last axis: sources
 # that keep queries, keys and values apart.
 
@@ -36,6 +38,8 @@ class Map:
         displaced: pairs of attribute paths; entries of the first do not apply where the second
             exists.
         zeros: patterns of official names that a source may leave out, meaning zeros.
+        inside: prefixes below which a larger file (a whole run) may have these names; everything
+            else in it is ignored then.
     """
 
     entries: tuple[Row, ...] | Callable
@@ -43,6 +47,7 @@ class Map:
     left: tuple[str, ...] = ()
     displaced: tuple[tuple[str, str], ...] = ()
     zeros: tuple[str, ...] = ()
+    inside: tuple[str, ...] = ()
 
     def rows(self, model) -> tuple[Row, ...]:
         return tuple(self.entries(model)) if callable(self.entries) else self.entries
