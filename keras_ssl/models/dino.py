@@ -36,7 +36,8 @@ class DINO(MomentumTeacher, SSLTask):
     For pictures of 32 to 96 pixels, or a few thousand of them, see `DINO.small`.
 
     Args:
-        backbone: any image backbone of keras-hub, Keras or keras_ssl. It must take both sizes.
+        backbone: any image backbone of keras-hub, Keras or keras_ssl whose layers take pictures of
+            both sizes (convolutions do); a fixed input size is lifted.
         output_dim: number of prototypes `K`.
         hidden_dim: hidden width of the head.
         bottleneck_dim: width of the unit vector that is compared with the prototypes.
@@ -119,6 +120,9 @@ class DINO(MomentumTeacher, SSLTask):
                 "Temperatures must be greater than 0. Received: teacher_temperature="
                 f"{teacher_temperature}, warmup_teacher_temperature={warmup_teacher_temperature}"
             )
+        if getattr(backbone, "input_spec", None) is not None:
+            # A functional model insists on the size that it was made with; its layers may not.
+            backbone.input_spec = keras.layers.InputSpec(ndim=4)
         if augmenter == "auto":
             augmenter = default_views(recipe, backbone, seed, num_local_views=num_local_views)
         super().__init__(
