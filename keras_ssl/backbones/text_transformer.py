@@ -88,6 +88,7 @@ class TextTransformer(keras_hub.models.Backbone, metaclass=SubclassedModelType):
         self.causal = causal
         self.activation = activation
         self.layer_norm_epsilon = layer_norm_epsilon
+        # Names start with "text", so that patterns of an optimizer can tell the encoders apart.
         policy = self.dtype_policy
         normal = keras.initializers.RandomNormal
         self.token_embedding = keras.layers.Embedding(
@@ -101,7 +102,7 @@ class TextTransformer(keras_hub.models.Backbone, metaclass=SubclassedModelType):
         self.position_embedding = self.add_weight(
             shape=(context_length, hidden_dim),
             initializer=normal(stddev=0.01),
-            name="position_embedding",
+            name="text_position_embedding",
         )
         self.blocks = []
         for i in range(num_layers):
@@ -114,14 +115,14 @@ class TextTransformer(keras_hub.models.Backbone, metaclass=SubclassedModelType):
                 qkv_initializer=normal(stddev=hidden_dim**-0.5),
                 kernel_initializer=normal(stddev=(2 * num_layers * hidden_dim) ** -0.5),
                 dtype=policy,
-                name=f"block_{i}",
+                name=f"text_block_{i}",
             )
             block.build((None, None, hidden_dim))
             kernel = block.mlp.fc1.kernel  # the one with a scale of its own in CLIP's code
             kernel.assign(normal(stddev=(2 * hidden_dim) ** -0.5)(kernel.shape))
             self.blocks.append(block)
         self.norm = keras.layers.LayerNormalization(
-            epsilon=layer_norm_epsilon, dtype=policy, name="norm"
+            epsilon=layer_norm_epsilon, dtype=policy, name="text_norm"
         )
         self.norm.build((None, None, hidden_dim))
         self.built = True

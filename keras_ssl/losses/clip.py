@@ -20,10 +20,12 @@ class CLIPLoss:
     A bias `b` cancels in the softmax; open_clip offers it. Where more than one text fits an image
     (several captions of one picture, the same caption on two), the target is uniform over all that
     fit: `-sum_j t[i, j] log softmax(l[i, :])[j]`, `t[i, j] = P[i, j] / sum_j P[i, j]` (UniCL).
-    Computed in float32 at least.
+    With label smoothing `e` a target becomes `(1 - e) t + e / M` (ALIGN). Computed in float32 at
+    least.
 
     Args:
         normalize: make the features unit vectors first.
+        label_smoothing: `e`, in [0, 1): how far a target is moved towards all others.
         name: name of the loss.
 
     Call arguments:
@@ -51,12 +53,20 @@ class CLIPLoss:
 
     Reference:
         Radford et al., Learning Transferable Visual Models From Natural Language Supervision,
-        2021, figure 3; Yang et al., Unified Contrastive Learning in Image-Text-Label Space, 2022,
-        equations 2 and 3 (several positives).
+        2021, figure 3; Jia et al., Scaling Up Visual and Vision-Language Representation Learning
+        With Noisy Text Supervision, 2021, equations 1 and 2 (ALIGN); Yang et al., Unified
+        Contrastive Learning in Image-Text-Label Space, 2022, equations 2 and 3 (several positives).
     """
 
-    def __init__(self, normalize: bool = True, name: str = "clip_loss"):
+    def __init__(
+        self, normalize: bool = True, label_smoothing: float = 0.0, name: str = "clip_loss"
+    ):
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(
+                f"`label_smoothing` must lie in [0, 1). Received: label_smoothing={label_smoothing}"
+            )
         self.normalize = bool(normalize)
+        self.label_smoothing = float(label_smoothing)
         self.name = name
 
     def __call__(
@@ -106,12 +116,41 @@ class CLIPLoss:
         image_mask, text_mask = row_masks(sample_mask)
         return (
             logits,
-            _cross_entropy(logits, fits, image_mask, text_mask),
-            _cross_entropy(ops.transpose(logits), fits_transposed, text_mask, image_mask),
+            self._cross_entropy(logits, fits, image_mask, text_mask),
+            self._cross_entropy(ops.transpose(logits), fits_transposed, text_mask, image_mask),
         )
 
+    def _cross_entropy(self, logits, fits, row_mask, column_mask):
+        """Cross entropy of each row to the columns that fit, and 1 for the rows that count."""
+        columns = ops.cast(ops.shape(logits)[1], logits.dtype)
+        if column_mask is not None:
+            logits = ops.where(column_mask[None, :], logits, MASKED)
+            columns = ops.maximum(ops.sum(ops.cast(column_mask, logits.dtype)), 1.0)
+        if fits is None:
+            target = ops.diagonal(logits)
+        else:
+            if column_mask is not None:
+                fits = ops.logical_and(fits, column_mask[None, :])
+            count = ops.sum(ops.cast(fits, logits.dtype), axis=1)
+            target = ops.sum(ops.where(fits, logits, 0.0), axis=1) / ops.maximum(count, 1.0)
+            # A row without a column that fits has no target.
+            row_mask = count > 0 if row_mask is None else ops.logical_and(row_mask, count > 0)
+        if self.label_smoothing:
+            seen = logits if column_mask is None else ops.where(column_mask[None, :], logits, 0.0)
+            every = ops.sum(seen, axis=1) / columns
+            target = (1 - self.label_smoothing) * target + self.label_smoothing * every
+        losses = ops.logsumexp(logits, axis=1) - target
+        if row_mask is None:
+            return losses, ops.ones_like(losses)
+        # The losses of masked rows are as large as MASKED: chosen away, not multiplied away.
+        return ops.where(row_mask, losses, 0.0), ops.cast(row_mask, logits.dtype)
+
     def get_config(self):
-        return {"normalize": self.normalize, "name": self.name}
+        return {
+            "normalize": self.normalize,
+            "label_smoothing": self.label_smoothing,
+            "name": self.name,
+        }
 
     @classmethod
     def from_config(cls, config):
@@ -119,12 +158,16 @@ class CLIPLoss:
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
-class CLIPDistillationLoss(CLIPLoss):
+class CLIPDistillationLoss:
     """Cross entropy to a teacher's soft matches, beside or instead of CLIP's own loss.
 
     With the logits `l` of the student and `l'` of the teacher over the same pairs:
 
     `loss = -(mean_i softmax(l'[i, :]) . log softmax(l[i, :]) + mean_j (the same of columns)) / 2`
+
+    Args:
+        normalize: make the features unit vectors first.
+        name: name of the loss.
 
     Call arguments:
         image_features, text_features: the student's, `(N, D)`.
@@ -146,7 +189,8 @@ class CLIPDistillationLoss(CLIPLoss):
     """
 
     def __init__(self, normalize: bool = True, name: str = "clip_distillation_loss"):
-        super().__init__(normalize, name)
+        self.normalize = bool(normalize)
+        self.name = name
 
     def __call__(
         self,
@@ -164,6 +208,13 @@ class CLIPDistillationLoss(CLIPLoss):
         rows = ops.softmax(teacher, axis=1) * ops.log_softmax(logits, axis=1)
         columns = ops.softmax(teacher, axis=0) * ops.log_softmax(logits, axis=0)
         return -(ops.mean(ops.sum(rows, axis=1)) + ops.mean(ops.sum(columns, axis=0))) / 2
+
+    def get_config(self):
+        return {"normalize": self.normalize, "name": self.name}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
 
 
 def pair_features(image_features, text_features, normalize: bool, positives):
@@ -223,23 +274,3 @@ def row_masks(sample_mask):
     if not isinstance(sample_mask, (tuple, list)):
         sample_mask = (sample_mask, sample_mask)
     return tuple(ops.cast(ops.convert_to_tensor(mask), "bool") for mask in sample_mask)
-
-
-def _cross_entropy(logits, fits, row_mask, column_mask):
-    """Cross entropy of each row to the columns that fit, and 1 for the rows that count, else 0."""
-    if column_mask is not None:
-        logits = ops.where(column_mask[None, :], logits, MASKED)
-    log_sum = ops.logsumexp(logits, axis=1)
-    if fits is None:
-        losses = log_sum - ops.diagonal(logits)
-    else:
-        if column_mask is not None:
-            fits = ops.logical_and(fits, column_mask[None, :])
-        count = ops.sum(ops.cast(fits, logits.dtype), axis=1)
-        losses = log_sum - ops.sum(ops.where(fits, logits, 0.0), axis=1) / ops.maximum(count, 1.0)
-        # A row without a column that fits has no target.
-        row_mask = count > 0 if row_mask is None else ops.logical_and(row_mask, count > 0)
-    if row_mask is None:
-        return losses, ops.ones_like(losses)
-    # The losses of masked rows are as large as MASKED: chosen away, not multiplied away.
-    return ops.where(row_mask, losses, 0.0), ops.cast(row_mask, logits.dtype)

@@ -11,6 +11,8 @@ from keras_ssl.augmentation import RECIPES, Views, functional
 from keras_ssl.layers.image_converter import default_preprocessor, image_shape_of
 from keras_ssl.models import preset_io
 from keras_ssl.training import data as data_utils
+from keras_ssl.training.cached_gradients import in_micro_batches
+from keras_ssl.training.device import clear_gradients
 from keras_ssl.training.random import RandomStream
 from keras_ssl.training.subclassed import SubclassedModelType
 
@@ -78,6 +80,7 @@ class SSLTask(keras_hub.models.Task, metaclass=SubclassedModelType):
         self._auto_compile = None
         self._planned_steps = 0
         self._loss_only = False
+        self.micro_batch_size = None
         self.built = True
 
     # === What a method fills in ===
@@ -111,7 +114,11 @@ class SSLTask(keras_hub.models.Task, metaclass=SubclassedModelType):
     def encode(self, images, training=False, backbone=None):
         """Embeddings `(N, D)` of prepared images, by the backbone or another (a teacher)."""
         backbone = self.backbone if backbone is None else backbone
-        return pool_features(backbone, backbone(images, training=training), self.pooling)
+
+        def features(images):
+            return pool_features(backbone, backbone(images, training=training), self.pooling)
+
+        return in_micro_batches(self, backbone, features, images, training)
 
     def preprocess(self, images):
         """Resizes and normalises images in `[0, 255]` as the preprocessor says, in the graph."""
@@ -135,6 +142,7 @@ class SSLTask(keras_hub.models.Task, metaclass=SubclassedModelType):
             self._loss_only = False
 
     def train_step(self, *args):
+        clear_gradients(self.trainable_variables)
         with self._without_embedding():
             return super().train_step(*args)
 
@@ -144,7 +152,15 @@ class SSLTask(keras_hub.models.Task, metaclass=SubclassedModelType):
 
     # === Compiling ===
 
-    def compile(self, optimizer="auto", *, epochs=None, learning_rate=None, **kwargs):
+    def compile(
+        self,
+        optimizer="auto",
+        *,
+        epochs=None,
+        learning_rate=None,
+        micro_batch_size=None,
+        **kwargs,
+    ):
         """Configures training.
 
         Args:
@@ -154,6 +170,10 @@ class SSLTask(keras_hub.models.Task, metaclass=SubclassedModelType):
                 epochs of the first `fit` (several `fit` calls that make one run).
             learning_rate: with `"auto"`, peak learning rate for a batch of 256 instead of the
                 paper's; it is scaled to the batch size as the paper does.
+            micro_batch_size: encode so many images (views, texts) at a time, and compute the loss
+                of the whole batch all the same (`keras_ssl.training.cached_gradients`): a large
+                contrastive batch in the memory of a small one, for one more forward pass. The
+                encoders must treat samples independently: no batch normalisation in them.
             **kwargs: of `keras.Model.compile`: `jit_compile`, `steps_per_execution`,
                 `run_eagerly`, `auto_scale_loss`.
         """
@@ -170,12 +190,21 @@ class SSLTask(keras_hub.models.Task, metaclass=SubclassedModelType):
         self._auto_compile = None
         self._planned_steps = 0
         if optimizer == "auto":
-            self._auto_compile = {"epochs": epochs, "learning_rate": learning_rate, **kwargs}
+            self._auto_compile = {
+                "epochs": epochs,
+                "learning_rate": learning_rate,
+                "micro_batch_size": micro_batch_size,
+                **kwargs,
+            }
             optimizer = None
+        self.micro_batch_size = micro_batch_size
         super().compile(optimizer=optimizer, **kwargs)
 
     def get_compile_config(self):
-        config = super().get_compile_config() if self._auto_compile is None else {}
+        config = {}
+        if self._auto_compile is None and self.compiled:
+            config = super().get_compile_config()
+            config["micro_batch_size"] = self.micro_batch_size
         if self._auto_compile is not None and self.compiled:
             optimizer = self.optimizer
             config = {
@@ -200,7 +229,8 @@ class SSLTask(keras_hub.models.Task, metaclass=SubclassedModelType):
 
     def _set_auto_optimizer(self, optimizer, planned_steps):
         auto = self._auto_compile
-        kwargs = {k: v for k, v in auto.items() if k not in ("epochs", "learning_rate")}
+        own = ("epochs", "learning_rate", "micro_batch_size")
+        kwargs = {k: v for k, v in auto.items() if k not in own}
         super().compile(optimizer=optimizer, **kwargs)
         self._planned_steps = planned_steps
 
@@ -484,6 +514,8 @@ def feature_dim(backbone, pooling: str) -> int:
         return backbone.hidden_dim
     height, width, channels = image_shape_of(backbone)
     images = keras.KerasTensor((1, height or 64, width or 64, channels or 3))
+    if isinstance(getattr(backbone, "input", None), dict):  # keras-hub's CLIP
+        images = {"images": images}
     features = backbone.compute_output_spec(images)
     return pool_features(backbone, features, pooling).shape[-1]
 

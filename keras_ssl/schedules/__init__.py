@@ -5,7 +5,15 @@ from keras_ssl.training.schedules import (
     LinearWarmup,
     Schedule,
     WarmupCosine,
+    WarmupLinear,
     scale_learning_rate,
 )
 
-__all__ = ["CosineMomentum", "LinearWarmup", "Schedule", "WarmupCosine", "scale_learning_rate"]
+__all__ = [
+    "CosineMomentum",
+    "LinearWarmup",
+    "Schedule",
+    "WarmupCosine",
+    "WarmupLinear",
+    "scale_learning_rate",
+]

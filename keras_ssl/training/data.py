@@ -53,6 +53,59 @@ class ArrayBatches(keras.utils.PyDataset):
         self.order = self._order()
 
 
+class MappedBatches(keras.utils.PyDataset):
+    """A dataset whose batches go through a function on the host.
+
+    Args:
+        dataset: a PyDataset, or an iterable that says how many batches a pass has; that one is
+            read in its own order, so give `fit` `shuffle=False`.
+        function: from a batch to a batch.
+    """
+
+    def __init__(self, dataset, function):
+        super().__init__()
+        self.dataset, self.function = dataset, function
+        self.indexed = isinstance(dataset, keras.utils.PyDataset)
+        self._iterator, self._next = None, 0
+
+    def __len__(self):
+        return num_batches(self.dataset)
+
+    def __getitem__(self, index):
+        if self.indexed:
+            return (self.function(self.dataset[index]),)
+        if index == 0:
+            self._iterator, self._next = iter(self.dataset), 0
+        if index != self._next:
+            raise ValueError(
+                f"These batches can only be read in their order. Received: index {index} after "
+                f"{self._next - 1}"
+            )
+        self._next += 1
+        return (self.function(next(self._iterator)),)
+
+    def on_epoch_end(self):
+        if self.indexed:
+            self.dataset.on_epoch_end()
+
+
+def mapped(x, function):
+    """A dataset of any kind with every batch put through a function on the host."""
+    if isinstance(x, keras.utils.PyDataset):
+        return MappedBatches(x, function)
+    if hasattr(x, "__next__"):
+        return ((function(batch),) for batch in x)
+    if num_batches(x) is not None:
+        return MappedBatches(x, function)
+
+    def endless():
+        while True:
+            for batch in x:
+                yield (function(batch),)
+
+    return endless()
+
+
 def is_array(x) -> bool:
     """Whether `x` is images in memory (an array, a tensor, or a dict of them)."""
     if isinstance(x, dict):

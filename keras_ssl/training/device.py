@@ -25,6 +25,17 @@ def many_small_products_pay() -> bool:
     return _is_eager_on_cpu()
 
 
+def clear_gradients(variables) -> None:
+    """Forgets the gradients of a step before, on PyTorch.
+
+    Keras zeroes the gradients of the parameters that PyTorch knows, by path. Where two networks
+    have equal paths (student and teacher, two encoders), half of them would add up step after step.
+    """
+    if keras.backend.backend() == "torch":
+        for variable in variables:
+            variable.value.grad = None
+
+
 def in_chunks(function: Callable, tensors: Any, size: int) -> Any:
     """`function(tensors)`, in parts of the batch where that is faster.
 
@@ -48,3 +59,20 @@ def in_chunks(function: Callable, tensors: Any, size: int) -> Any:
         part = slice(start, start + size)
         parts.append(function(tree.map_structure(lambda tensor, part=part: tensor[part], tensors)))
     return tree.map_structure(lambda *part: ops.concatenate(part, axis=0), *parts)
+
+
+def list_devices() -> list[str]:
+    """Devices that the backend sees, in its own words."""
+    backend = keras.backend.backend()
+    if backend == "jax":
+        import jax
+
+        return [f"{device.platform}:{device.id} ({device.device_kind})" for device in jax.devices()]
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        return [device.name for device in tf.config.list_physical_devices()]
+    import torch
+
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return ["cpu", *(f"cuda:{i} ({name})" for i, name in enumerate(names))]

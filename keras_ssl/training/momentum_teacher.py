@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_ssl.training.device import clear_gradients
 from keras_ssl.training.schedules import CosineMomentum
 
 # The states of random streams: a copy may have none, or draws numbers of its own.
@@ -165,11 +166,7 @@ class MomentumTeacher:
     def train_step(self, *args):
         before = self.teacher_update == "before"
         if keras.backend.backend() != "jax":
-            if keras.backend.backend() == "torch":
-                # Keras zeroes the gradients of the parameters that PyTorch knows, by path. Student
-                # and teacher have the same paths, so half of them would add up step after step.
-                for variable in self.trainable_variables:
-                    variable.value.grad = None
+            clear_gradients(self.trainable_variables)
             if before:
                 self.update_teacher()
             logs = super().train_step(*args)

@@ -78,6 +78,14 @@ def _clip_factors(gradients, groups, limit):
         yield ops.minimum(limit / (norm + 1e-6), 1.0)
 
 
+def _dense(gradient):
+    if not hasattr(gradient, "dense_shape"):
+        return gradient
+    import tensorflow as tf
+
+    return tf.convert_to_tensor(gradient)
+
+
 class _Group:
     """What the update of one variable needs to know."""
 
@@ -248,7 +256,10 @@ class GroupedOptimizer(keras.optimizers.Optimizer):
         self._groups = tuple(self._group(variable) for variable in variables)
 
     def apply(self, grads, trainable_variables=None):
-        step, grads = self._step, list(grads)
+        # Embeddings give sparse gradients on TensorFlow: dense, so that every row decays and every
+        # moment fades, as on the other backends.
+        grads = [_dense(g) for g in grads]
+        step = self._step
         if trainable_variables is not None:
             trainable_variables = list(trainable_variables)
         known = trainable_variables or self._trainable_variables

@@ -201,6 +201,49 @@ class WarmupCosine(Schedule):
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
+class WarmupLinear(Schedule):
+    """Linear warm-up, then linear to zero (ALIGN, BERT).
+
+    `peak * step / warmup_steps` before `warmup_steps`, and
+    `peak * (total_steps - step) / (total_steps - warmup_steps)` from there on.
+
+    Args:
+        peak: value at `warmup_steps`.
+        total_steps: where zero is reached.
+        warmup_steps: length of the warm-up in steps.
+
+    Raises:
+        ValueError: for negative lengths.
+
+    Example:
+
+    >>> schedule = WarmupLinear(0.4, total_steps=8, warmup_steps=4)
+    >>> [round(float(schedule(step)), 2) for step in range(0, 9, 2)]
+    [0.0, 0.2, 0.4, 0.2, 0.0]
+
+    Reference:
+        Jia et al., Scaling Up Visual and Vision-Language Representation Learning With Noisy Text
+        Supervision, 2021, section 5.
+    """
+
+    _arguments = ("peak", "total_steps", "warmup_steps")
+
+    def __init__(self, peak: float, total_steps: float, warmup_steps: float = 0):
+        super().__init__()
+        _check_steps(total_steps=total_steps, warmup_steps=warmup_steps)
+        self.peak = float(peak)
+        self.total_steps = total_steps
+        self.warmup_steps = warmup_steps
+
+    def __call__(self, step):
+        step = ops.cast(step, "float32")
+        rising = step / max(self.warmup_steps, 1)
+        length = max(self.total_steps - self.warmup_steps, 1)
+        falling = ops.clip((self.total_steps - step) / length, 0.0, 1.0)
+        return self.peak * ops.where(step < self.warmup_steps, rising, falling)
+
+
+@keras.saving.register_keras_serializable(package="keras_ssl")
 class LinearWarmup(Schedule):
     """Linear warm-up to a constant.
 
