@@ -25,6 +25,9 @@ from keras_ssl.evaluation.protocol import (
     extract_features,
     pixel_features,
 )
+from keras_ssl.evaluation.retrieval import retrieval_recall
+from keras_ssl.evaluation.templates import TEMPLATES
+from keras_ssl.evaluation.zero_shot import ZeroShotClassifier, zero_shot_classifier
 
 __all__ = [
     "AttentionSegmentationProtocol",
@@ -34,6 +37,8 @@ __all__ = [
     "LinearProbeProtocol",
     "LinearSegmentationProtocol",
     "Protocol",
+    "TEMPLATES",
+    "ZeroShotClassifier",
     "alignment",
     "attention_maps",
     "attention_mask",
@@ -47,5 +52,7 @@ __all__ = [
     "patch_features",
     "pixel_features",
     "rankme",
+    "retrieval_recall",
     "uniformity",
+    "zero_shot_classifier",
 ]
