@@ -49,10 +49,10 @@ def examine(backend, table, say, installed) -> bool:
     import keras
 
     import keras_ssl
+    from keras_ssl.training.device import list_devices
 
     say(f"keras_ssl {keras_ssl.__version__}, backend {keras.backend.backend()}")
-    devices = keras.distribution.list_devices()
-    say(f"Devices: {', '.join(map(str, devices)) or 'none found'}")
+    say(f"Devices: {', '.join(list_devices()) or 'none found'}")
     threads = os.environ.get("OMP_NUM_THREADS")
     say(f"{os.cpu_count()} processors" + (f", OMP_NUM_THREADS={threads}" if threads else ""))
     free = shutil.disk_usage(".").free / 2**30

@@ -231,12 +231,15 @@ def evaluate(
         plain = [name for name in protocols if name in ("knn", "linear")]
         results["raw pixels"] = runs.evaluate("pixels", loaded, plain, **options)
     rows = [
-        [name, r.protocol["protocol"], metric, f"{100 * value:.2f} %"]
+        [
+            name,
+            r.protocol["protocol"],
+            ", ".join(f"{metric} {100 * value:.2f} %" for metric, value in r.metrics.items()),
+        ]
         for name, found in results.items()
         for r in found
-        for metric, value in r.metrics.items()
     ]
-    table(f"{loaded.name}", ["features", "protocol", "figure", "value"], rows)
+    table(loaded.name, ["features", "protocol", "figures"], rows)
     for result in results[preset]:
         say(str(result))
     if json_file is not None:
@@ -382,6 +385,66 @@ def report(
     from keras_ssl.reports import run_report
 
     run_report(run, method=map_, say=say)
+
+
+@app.command()
+@friendly
+def convert(
+    source: Annotated[
+        str, typer.Argument(help="A folder in the transformers layout, a weight file, or a preset.")
+    ],
+    output: Annotated[str, typer.Argument(help="Folder to write.")],
+    layout: Annotated[
+        str | None, typer.Option(help="Of a weight file: mae, timm_vit, dino, moco, ...")
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(help="Whose model a weight file holds; the encoder otherwise.")
+    ] = None,
+    backbone: Annotated[str, typer.Option(help="Of a weight file.")] = "vit_base",
+    image_size: Annotated[int, typer.Option(help="Of a weight file.")] = 224,
+    patch_size: Annotated[int | None, typer.Option(help="Of a weight file.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="An option of the method, or of the backbone: backbone.NAME=.."),
+    ] = None,
+    to: Annotated[str, typer.Option(help="preset, or transformers.")] = "preset",
+    strict: Annotated[
+        bool, typer.Option("--strict/--no-strict", help="Refuse missing and unexpected tensors.")
+    ] = True,
+    backend: Backend = None,
+):
+    """Turn released weights into a preset, or a preset into the transformers layout.
+
+    Examples:
+
+        keras-ssl convert dinov2-small presets/dinov2_small
+
+        keras-ssl convert mae_base.pth presets/mae_base --layout mae
+        --set backbone.position_embedding=sincos
+
+        keras-ssl convert runs/b exported --to transformers
+    """
+    choose_backend(backend)
+    from keras_ssl import runs
+
+    options, backbone_options = {}, {}
+    for name, value in settings_of(set_ or []).items():
+        inner = name.removeprefix("backbone.")
+        (options if inner == name else backbone_options)[inner] = value
+    runs.convert(
+        source,
+        output,
+        layout,
+        method,
+        backbone,
+        image_size,
+        patch_size,
+        options,
+        backbone_options,
+        to,
+        strict,
+        say,
+    )
 
 
 @app.command()

@@ -64,6 +64,8 @@ def friendly(function):
         warnings.showwarning = _show_warning
         try:
             return function(*args, **kwargs)
+        except (typer.Exit, typer.Abort):
+            raise
         except KeyboardInterrupt:
             err.print("\nInterrupted.")
             raise typer.Exit(130) from None

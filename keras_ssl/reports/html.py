@@ -36,7 +36,7 @@ svg text { font-size: 11.5px; fill: var(--soft); }
 svg text.title { font-size: 13.5px; font-weight: 600; fill: var(--ink); }
 .grid { stroke: var(--line); } .curve { fill: none; stroke-width: 1.8; }
 .map circle { opacity: .8; cursor: pointer; } .map circle:hover { opacity: 1; r: 6px; }
-figure { margin: 0; } figcaption { color: var(--soft); font-size: 13px; }
+figure { margin: 0 0 22px; } figcaption { color: var(--soft); font-size: 13px; }
 img { max-width: 100%; border-radius: 4px; }
 table { border-collapse: collapse; } td, th { padding: 4px 14px 4px 0; text-align: left;
   border-bottom: 1px solid var(--line); vertical-align: top; }
@@ -84,7 +84,7 @@ _CHARTS = (
     ("Effective rank", {"effective_rank": "effective rank"}, False),
     (
         "Spread of the features",
-        {"feature_std": "std (1 = even, 0 = collapsed)", "mean_cosine": "mean cosine"},
+        {"feature_std": "std (0: collapsed)", "mean_cosine": "mean cosine"},
         False,
     ),
     ("Alignment and uniformity", {"alignment": "alignment", "uniformity": "uniformity"}, False),
@@ -276,11 +276,11 @@ _CAPTIONS = {
 }
 
 
-def data_uri(picture: Image.Image) -> str:
-    """A picture as a PNG data URI."""
+def data_uri(picture: Image.Image, kind: str = "png") -> str:
+    """A picture as a data URI, `"png"` or `"jpeg"` (smaller, for photographs)."""
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    picture.save(buffer, kind, **({"optimize": True} if kind == "png" else {"quality": 85}))
+    return f"data:image/{kind};base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _plain(value):
@@ -319,6 +319,7 @@ def _map(points, images, groups, names, class_names=(), method="pca"):
     for i, image in enumerate(images):
         thumbnail = Image.fromarray(image).resize((side, side), Image.Resampling.LANCZOS)
         sheet.paste(thumbnail, (side * (i % columns), side * (i // columns)))
+    sprite = data_uri(sheet, "jpeg")
     seen = json.dumps({"side": side, "columns": columns, "names": [str(n) for n in names]})
     legend = "".join(
         f'<li><i style="background:{colour(i)}"></i>{html.escape(str(name))}</li>'
@@ -333,10 +334,10 @@ def _map(points, images, groups, names, class_names=(), method="pca"):
         f'<p class="note">{len(images)} pictures that were not trained on where there are such; '
         f"{how}. Move over a point to see its picture.</p>",
         f'<div class="row">{scatter(points, groups)}<ul class="legend">{legend}</ul></div>',
-        f"<style>#sprite {{ display: none; background-image: url({data_uri(sheet)}); }}</style>",
+        f"<style>#sprite {{ display: none; background-image: url({sprite}); }}</style>",
         '<div id="sprite"></div><div id="look"><div></div><span></span></div>',
-        # "</" would end the element early, whatever a name holds.
-        f'<script type="application/json" id="seen">{seen.replace("</", "<" + chr(92) + "/")}'
+        # "<" in a name could end the element early.
+        f'<script type="application/json" id="seen">{seen.replace("<", chr(92) + "u003c")}'
         "</script>",
     ]
 

@@ -42,8 +42,8 @@ def line_chart(
     series: dict[str, list[tuple[float, float]]],
     percent: bool = False,
     levels: dict[str, float] | None = None,
-    width: int = 420,
-    height: int = 240,
+    width: int = 361,
+    height: int = 220,
 ) -> str:
     """Curves over epochs.
 
@@ -103,7 +103,7 @@ def line_chart(
             parts.append(
                 f'<text x="{u:.1f}" y="{height - bottom + 16}" text-anchor="middle">{int(x)}</text>'
             )
-    legend, at = [], left
+    legend, at = [], 12
     for index, (name, points) in enumerate(series.items()):
         path = " ".join(f"{u:.1f},{v:.1f}" for u, v in (place(x, y) for x, y in points))
         parts.append(f'<polyline class="curve" stroke="{colour(index)}" points="{path}"/>')
@@ -134,24 +134,27 @@ def line_chart(
     return "\n".join([*parts, "</svg>"])
 
 
-def scatter(points, groups, size: int = 560) -> str:
+def scatter(points, groups, width: int = 720) -> str:
     """Points in the plane, each with its number for the page's hover.
 
     Args:
-        points: `(N, 2)` within `[-1, 1]`.
+        points: `(N, 2)`; both directions get the same scale.
         groups: `(N,)` whole numbers that give the colour.
-        size: side in pixels.
+        width: in pixels; the height follows from the points.
 
     Returns:
         An `<svg>` element of circles with `data-i`.
     """
-    half = size / 2
+    margin = 14
+    xs, ys = [float(x) for x, _ in points], [float(y) for _, y in points]
+    scale = (width - 2 * margin) / max(max(xs) - min(xs), (max(ys) - min(ys)) * 0.8, 1e-9)
+    height = round((max(ys) - min(ys)) * scale) + 2 * margin
     parts = [
-        f'<svg class="plot map" id="map" viewBox="0 0 {size} {size}" width="{size}" '
-        f'height="{size}" role="img" aria-label="map of the embeddings">'
+        f'<svg class="plot map" id="map" viewBox="0 0 {width} {height}" width="{width}" '
+        f'height="{height}" role="img" aria-label="map of the embeddings">'
     ]
-    for i, ((x, y), group) in enumerate(zip(points, groups, strict=True)):
-        u, v = half + 0.96 * half * float(x), half - 0.96 * half * float(y)
+    for i, (x, y, group) in enumerate(zip(xs, ys, groups, strict=True)):
+        u, v = margin + (x - min(xs)) * scale, margin + (max(ys) - y) * scale
         parts.append(
             f'<circle cx="{u:.1f}" cy="{v:.1f}" r="4" fill="{colour(int(group))}" data-i="{i}"/>'
         )

@@ -7,6 +7,7 @@ from keras_ssl.runs.builders import (
     list_methods,
 )
 from keras_ssl.runs.config import PretrainConfig
+from keras_ssl.runs.convert import convert
 from keras_ssl.runs.data import RunData, load_data
 from keras_ssl.runs.embeddings import (
     Embeddings,
@@ -28,6 +29,7 @@ __all__ = [
     "RunData",
     "build_backbone",
     "build_model",
+    "convert",
     "embed_folder",
     "embed_pictures",
     "embed_text",

@@ -90,7 +90,7 @@ def build_backbone(
             )
         options = {"patch_size": patch_size, **_VIT_OPTIONS.get(method, {}), **options}
         return ViTBackbone.from_size(name, image_shape=shape, **options)
-    if patch_size is not None:
+    if patch_size is not None and name in ("small_resnet", *_RESNETS):
         raise ValueError(
             f"`patch_size` is for vision transformers. Received: patch_size={patch_size} "
             f"with backbone={name!r}"

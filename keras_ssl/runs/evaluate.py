@@ -3,6 +3,7 @@
 import os
 import pathlib
 
+import keras_hub
 import numpy as np
 
 from keras_ssl.evaluation import (
@@ -12,7 +13,9 @@ from keras_ssl.evaluation import (
     LinearProbeProtocol,
     extract_features,
 )
+from keras_ssl.layers.image_converter import ImagePreprocessor
 from keras_ssl.models.ssl_task import SSLTask
+from keras_ssl.presets import resolve_preset
 from keras_ssl.runs.data import RunData, load_data
 from keras_ssl.runs.embeddings import model_image_size
 
@@ -24,10 +27,10 @@ def load_model(name: str | os.PathLike):
 
     Args:
         name: a shipped preset, a folder made by `save_to_preset`, a run's folder (its `preset/`),
-            or a hub handle.
+            or a hub handle. A preset that holds a backbone alone will do.
 
     Returns:
-        A task of `keras_ssl.models`.
+        A task of `keras_ssl.models`; for a backbone alone, an `SSLTask` that embeds with it.
 
     Raises:
         ValueError: nothing of that name is found.
@@ -41,7 +44,14 @@ def load_model(name: str | os.PathLike):
     inner = pathlib.Path(name) / "preset"
     if inner.is_dir() and not (pathlib.Path(name) / "task.json").exists():
         name = inner
-    return SSLTask.from_preset(os.fspath(name))
+    folder = pathlib.Path(resolve_preset(os.fspath(name)))
+    if (folder / "task.json").exists() or not (folder / "config.json").exists():
+        return SSLTask.from_preset(os.fspath(folder))
+    backbone = keras_hub.models.Backbone.from_preset(os.fspath(folder))
+    preprocessor = "auto"
+    if (folder / "preprocessor.json").exists():
+        preprocessor = ImagePreprocessor.from_preset(os.fspath(folder))
+    return SSLTask(backbone, preprocessor=preprocessor)
 
 
 def evaluate(

@@ -9,8 +9,11 @@ import keras
 import numpy as np
 
 from keras_ssl import callbacks as cb
+from keras_ssl.backbones import ViTBackbone
 from keras_ssl.evaluation import label_fraction as rows_of_fraction
+from keras_ssl.layers.image_converter import ImagePreprocessor, default_preprocessor
 from keras_ssl.models import ImageClassifier
+from keras_ssl.models.ssl_task import convert_images
 from keras_ssl.presets import resolve_preset
 from keras_ssl.runs.data import load_data
 
@@ -98,16 +101,19 @@ def finetune(
         x, y = x[rows], y[rows]
         say(f"{len(y)} labelled pictures are used")
     batch_size = min(batch_size, len(y))
-    model = ImageClassifier.from_preset(
-        path,
-        load_weights=not from_scratch,
-        num_classes=len(data.class_names),
-        pooling=pooling,
-        drop_path_rate=drop_path_rate,
+    encoder = ViTBackbone.from_preset(
+        path, load_weights=not from_scratch, drop_path_rate=drop_path_rate
+    )
+    if os.path.exists(os.path.join(path, "preprocessor.json")):
+        preprocessor = ImagePreprocessor.from_preset(path)
+    else:
+        preprocessor = default_preprocessor(encoder)
+    model = ImageClassifier(
+        encoder, len(data.class_names), preprocessor=preprocessor, pooling=pooling
     )
     steps = len(y) // batch_size
     model.compile(learning_rate=learning_rate, layer_decay=layer_decay, total_steps=steps * epochs)
-    batches = _MirroredBatches(x, y, batch_size, seed)
+    held_out = _Batches(data.test, data.test_labels, batch_size, preprocessor)
     log = cb.LogFile(folder / "log.csv")
     progress = cb.Progress(
         batch_size,
@@ -117,14 +123,14 @@ def finetune(
             ("val_sparse_categorical_accuracy", "held out", "{:.1%}"),
         ),
     )
-    history = model.fit(
-        batches,
+    # Past keras-hub's own `fit`, which takes no PyDataset: the batches are preprocessed.
+    history = keras.Model.fit(
+        model,
+        _Batches(x, y, batch_size, preprocessor, seed=seed),
         epochs=epochs,
         shuffle=False,
         verbose=0,
-        validation_data=(data.test[:], data.test_labels),
-        validation_batch_size=batch_size,
-        callbacks=[progress, log],
+        callbacks=[_HeldOut(held_out), progress, log],
     ).history
     model.save_to_preset(folder / "preset")
     curve = next(v for k, v in history.items() if k.startswith("val_") and k.endswith("accuracy"))
@@ -143,29 +149,46 @@ def finetune(
     return FinetuneResult(model, folder, figures)
 
 
-class _MirroredBatches(keras.utils.PyDataset):
-    """Batches in an order, and mirrored, as seed and epoch say."""
+class _HeldOut(keras.callbacks.Callback):
+    """Logs loss and accuracy on held-out batches."""
 
-    def __init__(self, x, y, batch_size, seed):
+    def __init__(self, batches):
+        super().__init__()
+        self.batches = batches
+
+    def on_epoch_end(self, epoch, logs=None):
+        values = keras.Model.evaluate(self.model, self.batches, verbose=0, return_dict=True)
+        logs.update({f"val_{name}": value for name, value in values.items()})
+
+
+class _Batches(keras.utils.PyDataset):
+    """Preprocessed batches; with a seed, in a new order and mirrored as seed and epoch say."""
+
+    def __init__(self, x, y, batch_size, preprocessor, seed=None):
         super().__init__()
         self.x, self.y, self.batch_size, self.seed = x, y, batch_size, seed
+        self.converter = preprocessor.image_converter
         self.epoch = 0
         self._draw()
 
     def _draw(self):
-        rng = np.random.default_rng((self.seed, self.epoch))
-        self.order = rng.permutation(len(self.y))
-        self.mirrored = rng.random(len(self.y)) < 0.5
+        count = len(self.y)
+        self.order, self.mirrored = np.arange(count), np.zeros(count, bool)
+        if self.seed is not None:
+            rng = np.random.default_rng((self.seed, self.epoch))
+            self.order, self.mirrored = rng.permutation(count), rng.random(count) < 0.5
 
     def __len__(self):
-        return len(self.y) // self.batch_size
+        whole, rest = divmod(len(self.y), self.batch_size)
+        return whole + (rest > 0 and self.seed is None)
 
     def __getitem__(self, index):
         rows = self.order[index * self.batch_size : (index + 1) * self.batch_size]
-        images = self.x[rows].copy()
+        images = np.array(self.x[rows])
         flip = self.mirrored[rows]
         images[flip] = images[flip, :, ::-1]
-        return images, self.y[rows]
+        prepared = convert_images(images, self.converter)
+        return np.asarray(keras.ops.convert_to_numpy(prepared)), self.y[rows]
 
     def on_epoch_end(self):
         self.epoch += 1

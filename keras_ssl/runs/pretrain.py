@@ -78,18 +78,6 @@ def pretrain(
     folder = pathlib.Path(config.output)
     config = resolve(config)
     found = _prepare_folder(folder, config, resume, overwrite)
-    config.to_yaml(folder / "config.yaml")
-
-    data = load_data(config.data, config.image_size, config.holdout, config.seed, config.memory_gb)
-    say(repr(data))
-    if len(data.train) < config.batch_size:
-        raise ValueError(
-            f"A batch is larger than the {len(data.train)} pictures to train on. "
-            f"Received: batch_size={config.batch_size}"
-        )
-    labelled = data.labelled(config.knn_images, config.seed)
-    if labelled is None:
-        say("No labels to measure with: watch the loss and the effective rank.")
 
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(config.precision)
@@ -117,6 +105,17 @@ def pretrain(
         f"parameters, {config.precision}, on {keras.backend.backend()}"
     )
 
+    data = load_data(config.data, config.image_size, config.holdout, config.seed, config.memory_gb)
+    say(repr(data))
+    if len(data.train) < config.batch_size:
+        raise ValueError(
+            f"A batch is larger than the {len(data.train)} pictures to train on. "
+            f"Received: batch_size={config.batch_size}"
+        )
+    config.to_yaml(folder / "config.yaml")  # what cannot begin leaves no run behind
+    labelled = data.labelled(config.knn_images, config.seed)
+    if labelled is None:
+        say("No labels to measure with: watch the loss and the effective rank.")
     knn = None
     if labelled is not None:
         k = max(1, min(20, len(labelled[0][1]) // 2))
