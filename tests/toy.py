@@ -5,7 +5,18 @@ import numpy as np
 
 from keras_ssl.augmentation import Views
 from keras_ssl.backbones import ViTBackbone
-from keras_ssl.models import BYOL, DINO, MAE, BarlowTwins, MoCo, MoCoV3, SimCLR, SimSiam, VICReg
+from keras_ssl.models import (
+    BYOL,
+    DINO,
+    MAE,
+    BarlowTwins,
+    DINOv2,
+    MoCo,
+    MoCoV3,
+    SimCLR,
+    SimSiam,
+    VICReg,
+)
 
 
 def vit(**kwargs) -> ViTBackbone:
@@ -75,10 +86,17 @@ def dino(backbone=None, **kwargs) -> DINO:
     return DINO(backbone or vit(num_layers=1), **{**defaults, **kwargs})
 
 
+def dinov2(backbone=None, **kwargs) -> DINOv2:
+    defaults = dict(output_dim=24, hidden_dim=12, bottleneck_dim=8, seed=1)
+    defaults["augmenter"] = dino().augmenter
+    return DINOv2(backbone or vit(num_layers=1, use_mask_token=True), **{**defaults, **kwargs})
+
+
 METHODS = {
     "barlow_twins": barlow_twins,
     "byol": byol,
     "dino": dino,
+    "dinov2": dinov2,
     "mae": mae,
     "moco": moco,
     "moco_v3": moco_v3,

@@ -103,6 +103,11 @@ _DINO_LOCAL = {
     "blur": {"probability": 0.5},
 }
 
+_DINOV2 = [
+    *_asymmetric({"scale": (0.32, 1.0), **_BICUBIC}, {}, {}),
+    {**_DINO_LOCAL, "crop": {"scale": (0.05, 0.32), **_BICUBIC}},
+]
+
 # For pictures of 32 to 96 pixels: blur would leave little of them, and a twentieth of 32 x 32 is
 # 7 x 7 pixels.
 _DINO_SMALL = [
@@ -164,6 +169,11 @@ RECIPES = {
         "source": "Caron et al. 2021, section 3.1; facebookresearch/dino main_dino.py",
         **_IMAGENET,
         "views": [*_DINO_GLOBAL, _DINO_LOCAL],
+    },
+    "dinov2": {
+        "source": "Oquab et al. 2023, appendix B; facebookresearch/dinov2 ssl_default_config.yaml",
+        **_IMAGENET,
+        "views": _DINOV2,
     },
     "dino_small": {
         "source": "ours: DINO's views for small pictures, without blur, local crops from 10 %",

@@ -91,8 +91,8 @@ class Views(keras.layers.Layer):
     the accelerator, and is equal on every backend for equal seeds.
 
     Recipes: `"simclr"`, `"simclr_cifar"`, `"mocov1"`, `"mocov2"`, `"mocov3"`, `"simsiam"`,
-    `"byol"`, `"barlow_twins"`, `"vicreg"`, `"dino"` and `"dino_small"` (2 global and 8 local
-    views) and `"mae"` (one view);
+    `"byol"`, `"barlow_twins"`, `"vicreg"`, `"dino"`, `"dinov2"` and `"dino_small"` (2 global and 8
+    local views) and `"mae"` (one view);
     `keras_ssl.augmentation.RECIPES` is the table, with the source of each.
 
     Args:

@@ -100,7 +100,7 @@ class BlockMasking(keras.layers.Layer):
     inside the compiled step, and are the same on every backend.
 
     Args:
-        grid: rows and columns of patches.
+        patch_size: side of a patch in pixels.
         mask_ratio: smallest and largest share of masked patches.
         probability: share of the pictures that are masked.
         min_patches: smallest area of a block.
@@ -109,18 +109,18 @@ class BlockMasking(keras.layers.Layer):
         seed: int, of the random stream.
 
     Call arguments:
-        images: `(N, ...)`; only their number matters.
+        images: `(N, height, width, channels)`; only the shape matters.
         training: `False` for fixed masks, the same at every call.
 
     Returns:
-        bool `(N, rows * columns)`, True where masked.
+        bool `(N, patches)`, True where masked.
 
     Raises:
         ValueError: ratios or a probability outside [0, 1].
 
     Example:
 
-    >>> masks = BlockMasking((8, 8), seed=0)(np.zeros((6, 32, 32, 3)), training=True)
+    >>> masks = BlockMasking(patch_size=4, seed=0)(np.zeros((6, 32, 32, 3)), training=True)
     >>> int(keras.ops.sum(keras.ops.any(masks, axis=1)))
     3
 
@@ -130,7 +130,7 @@ class BlockMasking(keras.layers.Layer):
 
     def __init__(
         self,
-        grid: tuple[int, int],
+        patch_size: int,
         mask_ratio: tuple[float, float] = (0.1, 0.5),
         probability: float = 0.5,
         min_patches: int = 4,
@@ -150,7 +150,7 @@ class BlockMasking(keras.layers.Layer):
             raise ValueError(
                 f"`probability` must lie in [0, 1]. Received: probability={probability}"
             )
-        self.grid = tuple(grid)
+        self.patch_size = patch_size
         self.mask_ratio = float(low), float(high)
         self.probability = float(probability)
         self.min_patches = min_patches
@@ -160,51 +160,53 @@ class BlockMasking(keras.layers.Layer):
         self.stream = RandomStream(seed, name="stream")
         self.built = True
 
-    @property
-    def num_patches(self) -> int:
-        return self.grid[0] * self.grid[1]
+    def grid_of(self, images) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return tuple(side // self.patch_size for side in images.shape[1:3])
 
     def masked_pictures(self, pictures):
         """How many of `pictures` are masked; an integer, or a tensor where they are one."""
         return whole(pictures, self.probability)
 
-    def limit(self, pictures):
-        """The most patches that can be masked in `pictures`, for `masked_patches`."""
+    def limit(self, images):
+        """Above the number of patches that can be masked in a batch, for `masked_patches`."""
+        rows, columns = self.grid_of(images)
         low, high = self.mask_ratio
-        # sum over i = 1 ... n of P * (low + (high - low) * i / n)
-        masked = self.masked_pictures(pictures)
+        # sum over i = 1 ... n of P * (low + (high - low) * i / n), and a row to spare.
         slope, constant = low + (high - low) / 2, (high - low) / 2
-        # Rounding must not take a patch away.
-        return whole(masked, self.num_patches * slope, self.num_patches * constant + 1e-6)
+        masked = self.masked_pictures(ops.shape(images)[0])
+        return whole(masked, rows * columns * slope, rows * columns * constant + 1.001)
 
     def call(self, images, training=None):
-        pictures = ops.shape(images)[0]
+        grid, pictures = self.grid_of(images), ops.shape(images)[0]
+        patches = grid[0] * grid[1]
         advance = training is not False
         order = self.stream.permutation((pictures,), advance, stream=0)
         draws = self.stream.uniform((pictures, _ATTEMPTS * 4 + 1), advance, stream=1)
         order, masked = (ops.cast(x, "float32") for x in (order, self.masked_pictures(pictures)))
         low, high = self.mask_ratio
         ratio = low + (high - low) * (order + draws[:, 0]) / ops.maximum(masked, 1.0)
-        counts = ops.where(order < masked, ops.floor(self.num_patches * ratio), 0.0)
+        counts = ops.where(order < masked, ops.floor(patches * ratio), 0.0)
         masks = block_masks(
             ops.reshape(draws[:, 1:], (-1, _ATTEMPTS, 4)),
             counts,
-            self.grid,
+            grid,
             self.min_patches,
-            self.num_patches // 2 if self.max_patches is None else self.max_patches,
+            patches // 2 if self.max_patches is None else self.max_patches,
             self.min_aspect,
         )
-        return ops.reshape(masks, (-1, self.num_patches))
+        return ops.reshape(masks, (-1, patches))
 
     def compute_output_shape(self, input_shape):
-        return (input_shape[0], self.num_patches)
+        _, height, width, _ = input_shape
+        return (input_shape[0], (height // self.patch_size) * (width // self.patch_size))
 
     def get_config(self):
         config = super().get_config()
         config.pop("autocast", None)
         return {
             **config,
-            "grid": self.grid,
+            "patch_size": self.patch_size,
             "mask_ratio": self.mask_ratio,
             "probability": self.probability,
             "min_patches": self.min_patches,

@@ -5,6 +5,7 @@ from keras_ssl.models.barlow_twins import BarlowTwins
 from keras_ssl.models.byol import BYOL
 from keras_ssl.models.clip import CLIP
 from keras_ssl.models.dino import DINO
+from keras_ssl.models.dinov2 import DINOv2
 from keras_ssl.models.image_classifier import ImageClassifier
 from keras_ssl.models.mae import MAE
 from keras_ssl.models.moco import MoCo
@@ -21,6 +22,7 @@ __all__ = [
     "BarlowTwins",
     "CLIP",
     "DINO",
+    "DINOv2",
     "ImageClassifier",
     "MAE",
     "MoCo",

@@ -11,6 +11,8 @@ from conformance_handlers import byol as byol
 from conformance_handlers import clip as clip
 from conformance_handlers import clip_tokenizer as clip_tokenizer
 from conformance_handlers import dino as dino
+from conformance_handlers import dinov2 as dinov2
+from conformance_handlers import dinov2_arch as dinov2_arch
 from conformance_handlers import hf as hf
 from conformance_handlers import lightly as lightly
 from conformance_handlers import mae_pretrain as mae_pretrain

@@ -14,8 +14,6 @@ _UNUSED_TARGET = "no loss reads the target's predictor and classifier: there are
 
 OUT_OF_SCOPE = [
     # Whole files.
-    ("dinov2/*", "*", f"DINOv2: {_LATER}"),
-    ("dinov2_arch/*", "*", f"DINOv2: {_LATER}"),
     ("openclip/single", "*coca*", "CoCa's captioning loss: not offered"),
     ("hf/clip", "*", f"CLIP: {_LATER}"),
     ("hf/siglip", "*", f"SigLIP: {_LATER}"),
