@@ -156,45 +156,38 @@ def test_a_step_moves_centre_teacher_and_counters_as_the_paper_says():
     model = dino(augmenter=None, preprocessor=None, momentum=0.9, warmup_teacher_epochs=2)
     model.compile(epochs=40)
     views = crops([16, 16, 8])
-
-    class Batches(keras.utils.PyDataset):
-        def __len__(self):
-            return 2
-
-        def __getitem__(self, index):
-            return (views,)
-
     prototypes = to_numpy(model.head.weight_v).copy()
-    temperatures, centers = [], [np.zeros(24)]
-    distance = []
-
-    class Watch(keras.callbacks.Callback):
-        def on_train_batch_begin(self, batch, logs=None):
-            logits = to_numpy(model.project_teacher(views[:2], training=True))
-            centers.append(0.9 * centers[-1] + 0.1 * logits.mean(axis=(0, 1)))
-            self.before = [to_numpy(t).astype("float64") for t, _ in model._teacher_pairs]
-            self.momentum = 1 - float(model.teacher_rate())
-
-        def on_train_batch_end(self, batch, logs=None):
-            temperatures.append(round(float(model.current_teacher_temperature()), 4))
-            np.testing.assert_allclose(to_numpy(model.center.center)[0], centers[-1], atol=1e-5)
-            moved = np.abs(to_numpy(model.head.weight_v) - prototypes).max()
-            distance.append(float(moved))
-            for old, (teacher, student) in zip(self.before, model._teacher_pairs, strict=True):
-                average = self.momentum * old + (1 - self.momentum) * to_numpy(student)
-                np.testing.assert_allclose(to_numpy(teacher), average, atol=1e-6)
-            assert logs["teacher_entropy"] + logs["teacher_student_kl"] == pytest.approx(
-                logs["loss"], rel=1e-4
-            )
-
-    model.fit(Batches(), epochs=3, verbose=0, callbacks=[Watch()])
-    assert temperatures == [0.04, 0.04, 0.07, 0.07, 0.07, 0.07]  # by epochs of two batches
-    assert distance[:2] == [0.0, 0.0] and distance[2] > 0  # frozen for one epoch
+    center, moved = np.zeros(24), []
+    for epoch in range(3):  # of one batch each
+        logits = to_numpy(model.project_teacher(views[:2], training=True))
+        center = 0.9 * center + 0.1 * logits.mean(axis=(0, 1))
+        before = [to_numpy(teacher).astype("float64") for teacher, _ in model._teacher_pairs]
+        history = model.fit(iter([(views,)]), steps_per_epoch=1, verbose=0).history
+        np.testing.assert_allclose(to_numpy(model.center.center)[0], center, atol=1e-5)
+        momentum = 1 - 0.1 * np.cos(np.pi * epoch / 80) ** 2  # rises from 0.9 over 40 steps
+        for old, (teacher, student) in zip(before, model._teacher_pairs, strict=True):
+            average = momentum * old + (1 - momentum) * to_numpy(student)
+            np.testing.assert_allclose(to_numpy(teacher), average, atol=1e-6)
+        parts = history["teacher_entropy"][0] + history["teacher_student_kl"][0]
+        assert parts == pytest.approx(history["loss"][0], rel=1e-4)
+        moved.append(np.abs(to_numpy(model.head.weight_v) - prototypes).max())
+    assert moved[0] == 0.0 and moved[1] > 0  # frozen for one epoch
     decay = model.optimizer.decay
-    assert float(decay(0)) == pytest.approx(0.04) and float(decay(80)) == pytest.approx(0.4)
+    assert float(decay(0)) == pytest.approx(0.04) and float(decay(40)) == pytest.approx(0.4)
     decayed = {row["path"] for row in model.optimizer.parameter_groups() if row["weight_decay"]}
     assert all(v.path in decayed or len(v.shape) == 1 for v in model.trainable_variables)
-    assert int(model.teacher_total_steps) == 80 and int(model.epoch_batches) == 2
+    assert int(model.teacher_total_steps) == 40 and int(model.epoch_batches) == 1
+
+
+def test_the_teachers_temperature_changes_by_epochs():
+    model = dino(warmup_teacher_epochs=3)
+    temperatures = []
+    for length, seen in ((0, 5), (4, 0), (4, 1), (4, 4), (4, 5), (4, 9), (4, 400)):
+        model.epoch_batches.assign(length)
+        model.seen_batches.assign(seen)
+        temperatures.append(round(float(model.current_teacher_temperature()), 4))
+    # An unknown length is the first epoch; batches 1 to 4 are an epoch of four.
+    assert temperatures == [0.04, 0.04, 0.04, 0.04, 0.055, 0.07, 0.07]
 
 
 def test_a_resnet_of_fixed_size_with_normalisation_in_the_head():
