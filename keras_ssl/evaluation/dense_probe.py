@@ -84,7 +84,9 @@ class _DenseProbe:
         if not known_train.any() or not known_test.any():
             raise ValueError("There is no pixel with a known target. Received: none in a set")
         labels, values = self._bins(y_train, known_train, y_test, known_test)
-        metrics, details = self._train(x_train, labels, known_train, values, (x_test, y_test))
+        usable = np.flatnonzero(known_train.any(axis=(1, 2)))
+        train = (x_train[usable], y_train[usable], labels[usable])
+        metrics, details = self._train(*train, values, (x_test, y_test))
         return EvaluationResult(
             protocol=self.to_dict(),
             metrics=metrics,
@@ -98,19 +100,16 @@ class _DenseProbe:
             details={"grid": list(x_test.shape[1:3]), **details},
         )
 
-    def _train(self, x, labels, known, values, test):
+    def _train(self, x, y, labels, values, test):
         """Trains on `(x, labels)`, chooses the learning rate, and measures on `test`."""
         rng = np.random.default_rng(self.seed)
         held_out = int(len(x) * self.validation_fraction)
-        targets = values[labels]  # of the held-out images: the bin's value
-        choice = test
+        choice, known = test, self._known(y)
         if held_out:
             order = rng.permutation(len(x))
             out, kept = order[:held_out], order[held_out:]
-            choice = (x[out], np.where(known[out], targets[out], self.unknown))
+            choice = (x[out], y[out])
             x, labels, known = x[kept], labels[kept], known[kept]
-        usable = np.flatnonzero(known.any(axis=(1, 2)))
-        x, labels, known = x[usable], labels[usable], known[usable]
         state, options = self._begin(rng, x.reshape(-1, x.shape[-1]), len(values))
         maps = x
         if self.standardize == "dataset":
@@ -235,7 +234,7 @@ class LinearSegmentationProtocol(_DenseProbe, LinearProbeProtocol):
         version: str | None = None,
     ):
         self.pixels_per_image = _positive("pixels_per_image", pixels_per_image)
-        self.ignore_label = self.unknown = int(ignore_label)
+        self.ignore_label = int(ignore_label)
         super().__init__(
             optimizer,
             learning_rates,
@@ -323,7 +322,6 @@ class LinearDepthProtocol(_DenseProbe, LinearProbeProtocol):
     metrics = ("rmse", "delta1", "abs_rel")
     plain_metrics = ("rmse",)
     criterion, higher_is_better = "rmse", False
-    unknown = 0.0
     _compiled = staticmethod(compile_function(_expectation, static=("standardize",)))
 
     def __init__(
