@@ -190,10 +190,17 @@ def evaluate(
     data: Annotated[str, typer.Option(help="With labels: a folder, an archive, emoji, ...")],
     protocol: Annotated[
         list[str] | None,
-        typer.Option("--protocol", "-p", help="knn, linear, segmentation; several may be given."),
+        typer.Option(
+            "--protocol",
+            "-p",
+            help="knn, linear, zero-shot, retrieval, segmentation; again for more.",
+        ),
     ] = None,
     k: Annotated[int, typer.Option(help="Neighbours of k-NN.")] = 20,
     linear_epochs: Annotated[int, typer.Option(help="Of the linear probe.")] = 50,
+    templates: Annotated[
+        str, typer.Option(help="Of zero-shot: name, simple, imagenet_7 or imagenet_80.")
+    ] = "simple",
     label_fraction: Annotated[
         float | None, typer.Option(help="Share of the labels to use: 0.01, 0.1; stratified.")
     ] = None,
@@ -208,7 +215,7 @@ def evaluate(
     ] = None,
     backend: Backend = None,
 ):
-    """Measure frozen features: k-NN, linear probe, attention against masks.
+    """Measure a preset: k-NN, linear probe, zero-shot, retrieval, attention against masks.
 
     Examples:
 
@@ -225,7 +232,13 @@ def evaluate(
     model = runs.load_model(preset)
     loaded = runs.load_data(data, runs.model_image_size(model)[0])
     say(repr(loaded))
-    options = dict(k=k, linear_epochs=linear_epochs, label_fraction=label_fraction, limit=limit)
+    options = dict(
+        k=k,
+        linear_epochs=linear_epochs,
+        templates=templates,
+        label_fraction=label_fraction,
+        limit=limit,
+    )
     results = {preset: runs.evaluate(model, loaded, protocols, **options)}
     if pixels:
         plain = [name for name in protocols if name in ("knn", "linear")]
@@ -450,19 +463,33 @@ def convert(
 @app.command()
 @friendly
 def presets(
+    released: Annotated[
+        bool, typer.Option("--released", help="Weights that others released, fetched when used.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
     backend: Backend = None,
 ):
-    """List the presets that ship with keras_ssl."""
+    """List presets by name: those that ship with keras_ssl, and released weights.
+
+    Examples:
+
+        keras-ssl presets
+
+        keras-ssl presets --released
+    """
     choose_backend(backend)
     import keras_ssl
 
-    found = keras_ssl.list_presets()
+    found = keras_ssl.list_presets(shipped=not released, released=released)
     if as_json:
         say(json.dumps(found, indent=1))
-        return
-    rows = [[name, about.get("method", ""), about["path"]] for name, about in found.items()]
-    table("Shipped presets", ["name", "method", "folder"], rows)
+    elif released:
+        columns = ["method", "architecture", "image_size", "licence", "source"]
+        rows = [[name, *(about.get(c, "") for c in columns)] for name, about in found.items()]
+        table("Released weights", ["name", *columns], rows)
+    else:
+        rows = [[name, about["method"], about["path"]] for name, about in found.items()]
+        table("Shipped presets", ["name", "method", "folder"], rows)
 
 
 @app.command()

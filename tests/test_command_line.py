@@ -240,6 +240,31 @@ def test_evaluate(place, tmp_path):
     assert few.data["train"] == 6
 
 
+def test_evaluate_retrieval_and_names(place):
+    said = keras_ssl("evaluate", place / "run", "--data", place / "photos", "-p", "retrieval")
+    assert "image_R@1" in said and "pictures of one class" in said
+
+    class Clip:
+        """An image-text model that knows everything: one-hot by the red of the corner."""
+
+        def encode_image(self, images, batch_size=32):
+            return np.eye(4)[images[:, 0, 0, 0]]
+
+        def encode_text(self, texts, batch_size=32):
+            return np.eye(4)[[int(text.split()[-1].strip(".")) for text in texts]]
+
+    labels = np.array([0, 1, 2, 3, 1, 2])
+    images = np.zeros((6, 4, 4, 3), "uint8") + labels[:, None, None, None].astype("uint8")
+    data = runs.RunData(
+        "toy", images, labels, images, labels, tuple("0123"), None, labels.astype(str)
+    )
+    zero_shot, retrieval = runs.evaluate(Clip(), data, ["zero-shot", "retrieval"])
+    assert zero_shot.top1 == zero_shot.top5 == 1.0
+    assert retrieval.metrics["text_R@1"] == retrieval.metrics["image_R@1"] == 1.0
+    assert retrieval.details["text_median_rank"] == 1
+    assert "text_R@5" in str(retrieval)
+
+
 def test_evaluate_attention_on_the_shipped_pictures(place):
     said = keras_ssl(
         "evaluate", place / "run", "--data", "emoji", "-p", "segmentation", "--limit", 50
@@ -324,6 +349,7 @@ def test_convert_a_file_of_weights(place, tmp_path):
 def test_presets_methods_and_doctor():
     listed = json.loads(keras_ssl("presets", "--json"))
     assert listed.keys() == keras_ssl_package.list_presets().keys()
+    assert "licence" in keras_ssl("presets", "--released")
     said = keras_ssl("methods")
     for name in ("simclr", "moco_v3", "barlow_twins", "mae", "small_resnet", "vit_nano"):
         assert name in said
@@ -335,6 +361,25 @@ def test_help_has_examples():
     for command in ("pretrain", "evaluate", "embed", "search", "finetune", "convert"):
         said = keras_ssl(command, "--help")
         assert f"keras-ssl {command}" in said, said
+
+
+def test_commands_of_the_documentation_parse():
+    import re
+    import shlex
+
+    from typer.main import get_command
+
+    pages = [ROOT / "README.md", *ROOT.glob("docs/*.md")]
+    text = "".join(
+        block
+        for page in pages
+        for block in re.findall(r"^```sh\n(.*?)^```", page.read_text("utf-8"), re.M | re.S)
+    )
+    lines = [line for line in text.splitlines() if line.startswith("keras-ssl ")]
+    assert len(lines) > 10
+    for line in lines:
+        name, *arguments = shlex.split(line, comments=True)[1:]
+        get_command(app).commands[name].make_context(name, arguments)  # parses, runs nothing
 
 
 def test_help_does_not_wait_for_keras():
@@ -378,6 +423,8 @@ MISTAKES = [
     (["pretrain", "--config", "broken.yaml"], 1, "This is not YAML"),
     (["evaluate", "no_such_preset", "--data", "emoji"], 1, "Unknown preset"),
     (["evaluate", "RUN", "--data", "LOOSE"], 1, "need labels"),
+    (["evaluate", "RUN", "--data", "PHOTOS", "-p", "zero-shot"], 1, "needs an image-text model"),
+    (["evaluate", "RUN", "--data", "PHOTOS", "-p", "segmentation"], 1, "needs masks"),
     (["evaluate", "RUN", "--data", "PHOTOS", "-p", "knm"], 1, "`protocols` must be of"),
     (["evaluate", "RUN", "--data", "PHOTOS", "--k", "1000"], 1, "`k` must not be greater"),
     (["embed", "RUN", "LOOSE", "out.csv"], 1, "must end in .npz or .parquet"),

@@ -55,7 +55,7 @@ class EvaluationResult:
         return cls(**values)
 
     def __str__(self):
-        plain = Protocol._classes[self.protocol["protocol"]].plain_metrics
+        plain = Protocol._classes.get(self.protocol["protocol"], Protocol).plain_metrics
         figures = "  ".join(
             f"{name} {value:.4g}" if name in plain else f"{name} {100 * value:.2f} %"
             for name, value in self.metrics.items()
