@@ -4,10 +4,11 @@ import numpy as np
 from gradients import input_gradients
 from keras import ops
 
-from conformance_handlers.framework import Case, Options, handler
+from conformance_handlers.framework import Case, Options, as_numpy, handler
 from conformance_handlers.simclr import SATURATED, saturation_floors
-from keras_ssl import losses
+from keras_ssl import losses, schedules
 from keras_ssl.layers import FeatureQueue
+from keras_ssl.losses.dino import Center, DINOLoss
 from keras_ssl.losses.nt_xent import l2_normalize
 
 
@@ -93,6 +94,10 @@ def pairwise(case: Case):
                 case.compare(key, ours, floor=gradient_floor, because=because)
     if "in/p0" in case.arrays:
         _symmetric_cosine(case, z0, z1)
+    if "out/KoLeoLoss" in case.arrays:
+        value, (gradient,) = input_gradients(losses.KoLeoLoss(), z0)
+        case.compare("out/KoLeoLoss", value)
+        case.compare("grad/KoLeoLoss/z0", gradient)
     if "in/vicreg3_a" in case.arrays:
         # Statistics over the batch, for every place of (batch, places, dim) on its own.
         views = [ops.convert_to_tensor(case.input(f"in/vicreg3_{which}")) for which in "ab"]
@@ -136,3 +141,84 @@ def memory_bank(case: Case):
     # Without gradient (evaluation) the loss is taken and nothing is enqueued.
     case.compare("out/no_grad_loss", loss(ops.convert_to_tensor(z0), keys, queue.features()))
     case.compare("out/no_grad_bank_ptr", np.array([int(queue.pointer)]))
+
+
+@handler("lightly", "prototypes")
+def prototypes(case: Case):
+    """SwaV, DINO and iBOT: cross entropy between assignments of one view and another's."""
+    config = case.config
+    config.generator_only("seed", "dim", "msn", "pmsn")
+    for i, options in enumerate(config["swav"]):
+        _swav(case, i, options)
+    case.compare("out/swav_sinkhorn", losses.sinkhorn_knopp(case.input("in/swav/high0")))
+    _dino(case, config["dino"])
+    _ibot(case)
+
+
+def _swav(case, i, options):
+    """Sinkhorn-Knopp of each large crop, with a queue's rows or without; DINO's pairs of crops."""
+    options.must_be(sinkhorn_gather_distributed=False)
+    loss = DINOLoss(options.get("temperature", 0.1))
+    epsilon, iterations = (
+        options.get("sinkhorn_epsilon", 0.05),
+        options.get("sinkhorn_iterations", 3),
+    )
+    names = ["high0", "high1", *(f"low{j}" for j in range(case.config["n_low"]))]
+    crops = [case.input(f"in/swav/{name}") for name in names]
+    shape = (case.config["batch"], case.config["prototypes"])
+    case.check("shape of SwaV's crops", all(crop.shape == shape for crop in crops))
+    for suffix in ("", "_queue"):
+        targets = []
+        for j, crop in enumerate(crops[:2]):
+            rows = crop if not suffix else np.concatenate([crop, case.input(f"in/swav/queue{j}")])
+            targets.append(losses.sinkhorn_knopp(rows, epsilon, iterations)[: len(crop)])
+        value, gradients = input_gradients(lambda *s, t=targets: loss(list(s), t), *crops)
+        case.compare(f"out/swav{i}{suffix}", value[None])
+        for name, gradient in zip(names, gradients, strict=True):
+            if not suffix and f"grad/swav{i}/{name}" in case.arrays:
+                case.compare(f"grad/swav{i}/{name}", gradient)
+
+
+def _dino(case, options):
+    epochs = options["warmup_teacher_temp_epochs"]
+    schedule = schedules.LinearWarmup(
+        options["teacher_temp"],
+        epochs,
+        start=options["warmup_teacher_temp"],
+        warmup_includes_peak=True,
+    )
+    options.must_be(student_temp=0.1, center_momentum=0.9, center_mode="mean")
+    loss, center = DINOLoss(), Center(case.config["prototypes"])
+    crops, teacher = (
+        [case.input(key) for key in case.keys(f"in/dino/{network}")]
+        for network in ("student", "teacher")
+    )
+    teacher = ops.convert_to_tensor(np.stack(teacher))
+    for i, key in enumerate(case.keys("out/dino_epoch")):
+        epoch = key.removeprefix("out/dino_epoch")
+        targets = center.probabilities(teacher, schedule(int(epoch)))
+        value, gradients = input_gradients(lambda *s, t=targets: loss(list(s), t), *crops)
+        case.compare(key, value)
+        for j, gradient in enumerate(gradients if i == 0 else ()):
+            case.compare(f"grad/dino/student{j}", gradient)
+        center.update(teacher)
+        case.compare(f"out/dino_center_after_epoch{epoch}", as_numpy(center.center)[None])
+
+
+def _ibot(case):
+    mask, grid = case.input("in/ibot/mask"), case.config["grid"]
+    case.check("grid of the mask", mask.shape == (case.config["batch"], grid, grid))
+    student = case.input("in/ibot/student")
+    teacher = ops.convert_to_tensor(case.input("in/ibot/teacher"))
+    _, weights = losses.masked_patches(mask.reshape(len(mask), -1), len(student))
+    loss, center = losses.IBOTPatchLoss(), Center(case.config["prototypes"])
+    for call in ("call1", "call2"):
+        targets = center.probabilities(teacher, 0.04)  # lightly's default
+        value, (gradient,) = input_gradients(
+            lambda s, t=targets: loss(s, t, weights=weights), student
+        )
+        case.compare(f"out/ibot_{call}", value)
+        if call == "call1":
+            case.compare("grad/ibot/student", gradient)
+        center.update(teacher)
+        case.compare(f"out/ibot_center_after_{call}", center.center)

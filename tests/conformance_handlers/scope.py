@@ -18,7 +18,6 @@ OUT_OF_SCOPE = [
     ("hf/clip", "*", f"CLIP: {_LATER}"),
     ("hf/siglip", "*", f"SigLIP: {_LATER}"),
     ("hf/dinov3_convnext", "*", "DINOv3's ConvNeXt: no ConvNeXt among the backbones here"),
-    ("lightly/prototypes", "*", "SwaV, MSN, PMSN not planned; DINO and iBOT losses come with DINO"),
     # Parts of files that have a handler.
     ("barlow/barlow_loss", "out/after/bn.*", _LOSS_STATISTICS),
     ("barlow/barlow_loss", "out/off_diagonal_of_arange16", "a helper of the reference's indexing"),
@@ -39,7 +38,8 @@ OUT_OF_SCOPE = [
         "every process has statistics of its own there; here one average sees all groups in turn",
     ),
     ("lightly/memory_bank", "step*/co2", "CO2's consistency term: not offered"),
-    ("lightly/pairwise", "*/KoLeoLoss*", f"KoLeo comes with DINOv2: {_LATER}"),
+    ("lightly/prototypes", "*msn*", "masked siamese networks (MSN, PMSN): not offered"),
+    ("lightly/prototypes", "in/probs_logits", "of MSN's own sharpening and Sinkhorn: not offered"),
     ("lightly/pairwise", "*/HypersphereLoss/*", "alignment and uniformity loss: not offered"),
     ("lightly/pairwise", "*/TiCoLoss/*", "TiCo: not offered"),
     ("lightly/pairwise", "*/DirectCLRLoss/*", "DirectCLR: not offered"),
