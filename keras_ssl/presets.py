@@ -1,7 +1,27 @@
-"""Where presets are: those that ship with the package, folders, and hubs."""
+"""Where presets are: shipped with the package, released by others, in folders, files and hubs."""
 
+import hashlib
 import json
 import os
+import re
+import warnings
+
+from keras_ssl.safe_files import inside, replacing
+
+# What is fetched of a hub's repository: weights without code, and what describes them.
+_WANTED = [
+    "*.json",
+    "*.weights.h5",
+    "*.md",
+    "model*.safetensors",
+    "assets/*",
+    "merges.txt",
+    "*.model",
+]
+_OLD_WEIGHTS = ["pytorch_model*.bin"]
+
+
+# === Names ===
 
 
 def _shipped_folder() -> str | None:
@@ -16,61 +36,329 @@ def _shipped_folder() -> str | None:
     return None
 
 
-def list_presets() -> dict[str, dict]:
-    """Presets that ship with keras_ssl.
+def _released() -> dict[str, dict]:
+    """The registry of released weights, `released.json`."""
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "released.json")
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
+
+
+def list_presets(shipped: bool = True, released: bool = False) -> dict[str, dict]:
+    """Presets by name.
+
+    Args:
+        shipped: those that come with keras_ssl and load offline.
+        released: weights that others released, which are fetched on first use.
 
     Returns:
-        A dict from name to a description: `"method"`, `"path"` and what its `metadata.json` says.
+        A dict from name to a description. Of shipped ones: `"method"`, `"path"`. Of released
+        ones: `"method"`, `"source"` (a handle `hf://...` or the address of a file),
+        `"architecture"`, `"parameters"`, `"image_size"`, `"normalization"`, `"licence"`, and
+        `"figure"` with `"figure_source"`, the number its authors state, or `None`.
 
     Example:
 
-    >>> sorted(keras_ssl.list_presets())  # doctest: +SKIP
-    ['mae_vit_nano_cifar10', ...]
+    >>> keras_ssl.list_presets(shipped=False, released=True)["dino_vit_small_16"]["source"]
+    'hf://facebook/dino-vits16'
     """
     presets = {}
     folder = _shipped_folder()
-    for name in sorted(os.listdir(folder)) if folder else ():
+    for name in sorted(os.listdir(folder)) if folder and shipped else ():
         path = os.path.join(folder, name)
         task = os.path.join(path, "task.json")
         if os.path.isfile(task):
             with open(task, encoding="utf-8") as file:
                 method = json.load(file)["class_name"]
             presets[name] = {"method": method, "path": path}
+    if released:
+        presets.update(_released())
     return presets
 
 
-def resolve_preset(preset: str) -> str:
-    """The local folder of a preset.
+# === From a name to a folder ===
+
+
+def resolve_preset(preset) -> str:
+    """The local folder of a preset, in the form that keras-hub reads.
+
+    Released weights and official files are converted once and kept in the cache
+    (`$KERAS_HOME/keras_ssl`, by default below `~/.keras`), so that the folder can be given to any
+    `from_preset`, of keras-hub as well.
 
     Args:
-        preset: name of a shipped preset, a folder, `hf://user/name` or
-            `kaggle://user/model/keras/variant`. Hub presets are downloaded once and cached.
+        preset: name of a shipped preset or of a released one (`list_presets(released=True)`), a
+            folder (of keras-hub's kind or in the transformers layout), the path of an official
+            file, `hf://user/name` or `kaggle://user/model/keras/variant`. Hub presets are
+            downloaded once; a broken download resumes.
 
     Returns:
         Path of a folder.
 
     Raises:
-        ValueError: nothing of that name is found.
+        ValueError: nothing of that name is found, it cannot be fetched, or it is damaged.
     """
     if not isinstance(preset, (str, os.PathLike)):
         raise ValueError(f"A preset is named by a string. Received: preset={preset!r}")
     preset = os.fspath(preset)
     if preset.startswith("hf://"):
-        import huggingface_hub
-
-        return huggingface_hub.snapshot_download(
-            preset.removeprefix("hf://"), allow_patterns=["*.json", "*.weights.h5", "*.md"]
-        )
+        return _folder(_from_hub(preset), preset)
     if preset.startswith("kaggle://"):
         import kagglehub
 
-        return kagglehub.model_download(preset.removeprefix("kaggle://"))
+        return _folder(kagglehub.model_download(preset.removeprefix("kaggle://")), preset)
     shipped = list_presets()
     if preset in shipped:
         return shipped[preset]["path"]
+    released = _released()
+    if preset in released:
+        return _released_folder(preset, released[preset])
     if os.path.isdir(preset):
-        return preset
+        return _folder(preset, preset)
+    if os.path.isfile(preset) or os.path.isfile(preset + ".index"):
+        return _converted(preset, {})
     raise ValueError(
-        "Unknown preset. Pass the name of a shipped one, a folder made by save_to_preset(), "
-        f"hf://... or kaggle://... Shipped: {sorted(shipped)}. Received: preset={preset!r}"
+        "Unknown preset. Pass the name of a shipped one, of a released one "
+        "(keras_ssl.list_presets(released=True)), a folder made by save_to_preset(), the path of "
+        f"an official file, hf://... or kaggle://... Shipped: {sorted(shipped)}. "
+        f"Received: preset={preset!r}"
     )
+
+
+def _from_hub(handle: str) -> str:
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    repository, _, revision = handle.removeprefix("hf://").partition("@")
+    options = dict(
+        repo_id=repository,
+        revision=revision or None,
+        # huggingface_hub reads both when it is imported; here they may be set later.
+        endpoint=os.environ.get("HF_ENDPOINT"),
+        cache_dir=os.environ.get("HF_HUB_CACHE"),
+    )
+    try:
+        folder = huggingface_hub.snapshot_download(**options, allow_patterns=_WANTED)
+        names = " ".join(os.listdir(folder))
+        if not re.search(r"\.safetensors|\.weights\.", names):
+            # Only where there is nothing safer: it is read as weights only.
+            folder = huggingface_hub.snapshot_download(
+                **options, allow_patterns=[*_WANTED, *_OLD_WEIGHTS]
+            )
+        return folder
+    except errors.GatedRepoError as error:
+        raise ValueError(
+            f"{handle} is given out by its owners on request: ask on its page, then log in with "
+            f"`hf auth login`. Received: preset={handle!r}"
+        ) from error
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
+        raise ValueError(
+            f"The hub has no such repository, or not for this account. Received: preset={handle!r}"
+        ) from error
+    except errors.HFValidationError as error:
+        raise ValueError(
+            f"A hub handle has the form hf://user/name or hf://user/name@revision. "
+            f"Received: preset={handle!r}"
+        ) from error
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+        raise ValueError(
+            f"{handle} is not in the cache, and the hub cannot be reached (or HF_HUB_OFFLINE is "
+            "set). Load it once with a connection, or copy a folder with its files here and pass "
+            f"its path. Received: preset={handle!r} ({_first_line(error)})"
+        ) from error
+    except Exception as error:  # of sockets, of the disk, and of the client's own kinds
+        raise ValueError(
+            f"The download of {handle} broke off. What has arrived is kept: call again, and it "
+            f"resumes. Received: preset={handle!r} ({_first_line(error)})"
+        ) from error
+
+
+def _first_line(error) -> str:
+    return str(error).strip().split("\n", maxsplit=1)[0]
+
+
+def _released_folder(name: str, entry: dict) -> str:
+    source = entry["source"]
+    if source.startswith("hf://"):
+        return _folder(_from_hub(source), name, entry)
+    if "how" in entry:  # archives and pickles, which are nothing to open unseen
+        raise ValueError(
+            f"{name} must be fetched by hand: {entry['how']} Then pass the path of the file. "
+            f"Received: preset={name!r}"
+        )
+    import keras
+
+    path = os.path.join(_cache(), "files", name, source.rsplit("/", 1)[1])
+    if not os.path.isfile(path):
+        try:
+            keras.utils.get_file(
+                os.path.basename(path),
+                origin=source,
+                cache_dir=_cache(),
+                cache_subdir=os.path.join("files", name),
+            )
+        except Exception as error:  # urllib's and the socket's own kinds
+            raise ValueError(
+                f"{name} is not in the cache, and {source} cannot be reached. Fetch the file "
+                "where there is a connection and pass its path. "
+                f"Received: preset={name!r} ({_first_line(error)})"
+            ) from error
+    known = entry.get("md5_prefix")
+    if known:
+        with open(path, "rb") as file:
+            found = hashlib.file_digest(file, "md5").hexdigest()
+        if not found.startswith(known):
+            os.remove(path)
+            raise ValueError(
+                f"The file of {name} arrived damaged and was removed: its MD5 does not begin with "
+                f"{known!r}. Call again. Received: preset={name!r}, MD5 {found}"
+            )
+    return _converted(path, entry)
+
+
+# === Folders ===
+
+
+def _folder(folder: str, preset: str, entry: dict | None = None) -> str:
+    """A folder of keras-hub's kind, checked; one in the transformers layout is converted."""
+    config = os.path.join(folder, "config.json")
+    if os.path.isfile(config):
+        with open(config, encoding="utf-8") as file:
+            try:
+                content = json.load(file)
+            except ValueError:
+                content = {}  # the loader says what is wrong
+        if isinstance(content, dict) and "model_type" in content and "class_name" not in content:
+            return _converted(folder, entry or {})
+    check_folder(folder)
+    return folder
+
+
+# Where keras and keras-hub keep what may stand in a configuration.
+_MODULES = ("keras", "keras_hub", "keras_ssl", "builtins")
+
+
+def check_folder(folder: str) -> None:
+    """Refuses a preset whose files name other code or files outside their folder.
+
+    Raises:
+        ValueError: the message names the file and the entry.
+    """
+    for name in sorted(os.listdir(folder)):
+        path = os.path.join(folder, name)
+        if not name.endswith(".json") or not os.path.isfile(path):
+            continue
+        try:
+            with open(path, encoding="utf-8") as file:
+                content = json.load(file)
+        except (ValueError, UnicodeDecodeError):
+            continue  # damaged: the loader that needs it says so
+        if name.endswith(".weights.json") and isinstance(content, dict):
+            for shards in (content.get("weight_map") or {}).values():
+                for shard in shards if isinstance(shards, list) else [shards]:
+                    inside(folder, shard)
+        _check_config(content, folder, name)
+
+
+def _check_config(value, folder: str, name: str) -> None:
+    if isinstance(value, list):
+        for child in value:
+            _check_config(child, folder, name)
+    if not isinstance(value, dict):
+        return
+    if "class_name" in value and isinstance(value.get("module"), str):
+        module = value["module"].split(".")[0]
+        registered = value.get("registered_name") or ""
+        if module not in _MODULES or value["class_name"] == "Lambda":
+            import keras
+
+            if keras.saving.get_registered_object(registered) is None:
+                raise ValueError(
+                    f"{name} names the class {value['class_name']!r} of the module "
+                    f"{value['module']!r}: a preset may name classes of keras, keras_hub and "
+                    "keras_ssl, and those that you have registered. "
+                    f"Received: folder {folder!r}"
+                )
+    for key in ("config_file", "weights_file"):
+        if isinstance(value.get(key), str):
+            inside(folder, value[key])
+    for child in value.values():
+        _check_config(child, folder, name)
+
+
+# === Conversion ===
+
+
+def _cache() -> str:
+    home = os.environ.get("KERAS_HOME") or os.path.join(os.path.expanduser("~"), ".keras")
+    return os.path.join(home, "keras_ssl")
+
+
+def _fingerprint(source: str, entry: dict) -> str:
+    """What a conversion depends on: which files, their sizes and times, and how they are read."""
+    real = os.path.realpath(source)
+    paths = [source, source + ".index"]
+    if os.path.isdir(source):
+        paths = [os.path.join(source, name) for name in sorted(os.listdir(source))]
+    facts = [real, entry.get("layout"), entry.get("options")]
+    for path in paths:
+        if os.path.isfile(path):
+            stat = os.stat(path)
+            facts.append((os.path.basename(path), stat.st_size, stat.st_mtime_ns))
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+
+
+def _converted(source: str, entry: dict) -> str:
+    """The folder that a released folder or file becomes, made on first use."""
+    name = re.sub(r"[^\w.-]+", "_", os.path.basename(os.path.normpath(source)))
+    folder = os.path.join(_cache(), "converted", f"{name}-{_fingerprint(source, entry)}")
+    if os.path.isfile(os.path.join(folder, "source.json")):
+        return folder
+    from keras_ssl import converters
+    from keras_ssl.layers.image_converter import (
+        default_preprocessor,
+        hub_preprocessor,
+        preprocessor_for,
+    )
+
+    if os.path.isdir(source):
+        model, preprocessor, report = converters.from_transformers(source)
+    else:
+        options = entry.get("options") or {}
+        model, report = converters.from_official(source, entry.get("layout"), **options)
+        preprocessor = None
+    if preprocessor is None and "preprocessing" in entry:
+        preprocessor = preprocessor_for(**entry["preprocessing"])
+    if not hasattr(model, "save_to_preset"):
+        raise ValueError(
+            "The file holds an encoder that no class of keras_hub expresses, so it cannot be a "
+            "preset by itself: model, report = keras_ssl.converters.from_official(path), then "
+            f"build a method over it. Received: {source!r}"
+        )
+    whole = hasattr(model, "backbone")  # a method, not an encoder alone
+    if whole and preprocessor is not None:
+        model.preprocessor = preprocessor
+    with replacing(folder) as new:
+        model.save_to_preset(new)
+        if not whole:
+            preprocessor = preprocessor or default_preprocessor(model)
+            hub_preprocessor(model, preprocessor).save_to_preset(new)
+        described = {
+            "source": source,
+            "missing": report.missing,
+            "ignored": report.ignored,
+            "left": report.left,
+        }
+        with open(os.path.join(new, "source.json"), "w", encoding="utf-8") as file:
+            json.dump(described, file, indent=2)
+    return folder
+
+
+def warn_of_new_parts(parts: list[str], preset) -> None:
+    """Says which parts of a model the preset did not have."""
+    if parts:
+        shown = ", ".join(parts[:12]) + (f" and {len(parts) - 12} more" if len(parts) > 12 else "")
+        warnings.warn(
+            f"The preset {os.fspath(preset)!r} does not hold these parts, which are new: {shown}. "
+            "Train them with the encoder frozen first (docs/presets.md).",
+            stacklevel=3,
+        )

@@ -151,3 +151,15 @@ def preprocessor_for(
             crop_fraction=crop_fraction,
         )
     )
+
+
+def hub_preprocessor(backbone, preprocessor: ImagePreprocessor):
+    """A preprocessor in the classes that keras-hub looks for beside one of its own backbones."""
+    if not isinstance(backbone, keras_hub.models.ResNetBackbone):
+        return preprocessor
+    converter = preprocessor.image_converter
+    names = ("image_size", "scale", "offset", "interpolation", "antialias", "crop_to_aspect_ratio")
+    options = {name: getattr(converter, name) for name in names}
+    return keras_hub.models.ResNetImageClassifierPreprocessor(
+        keras_hub.layers.ResNetImageConverter(**options)
+    )

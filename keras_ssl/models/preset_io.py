@@ -4,8 +4,9 @@ import json
 import os
 
 import keras
+import keras_hub
 
-from keras_ssl.presets import resolve_preset
+from keras_ssl.presets import resolve_preset, warn_of_new_parts
 from keras_ssl.safe_files import replacing
 from keras_ssl.training.subclassed import without_optimizer
 
@@ -28,6 +29,11 @@ def save(model, preset_dir, write, **kwargs) -> None:
 def load_task(cls, preset, load_weights: bool, kwargs: dict):
     """The self-supervised model of a preset, with its whole state; see `SSLTask.from_preset`."""
     folder = resolve_preset(preset)
+    source = {}
+    if os.path.isfile(os.path.join(folder, "source.json")):
+        source = read_json(folder, "source.json", preset)
+    if source and not os.path.exists(os.path.join(folder, "task.json")):
+        return _around_encoder(cls, folder, preset, load_weights, kwargs)
     config = read_json(folder, "task.json", preset)
     saved_cls = keras.saving.get_registered_object(config.get("registered_name"))
     if saved_cls is None or not issubclass(saved_cls, cls):
@@ -50,6 +56,33 @@ def load_task(cls, preset, load_weights: bool, kwargs: dict):
     task = saved_cls.from_config({**config["config"], **kwargs})
     if load_weights:
         _load_task_weights(task, folder)
+        warn_of_new_parts(source.get("missing", []), preset)
+    return task
+
+
+def _around_encoder(cls, folder, preset, load_weights, kwargs):
+    """A method over released weights that are an encoder alone: everything else is new."""
+    if "backbone" in kwargs:
+        raise ValueError(
+            f"`backbone` cannot be replaced while a preset is loaded; build "
+            f"{cls.__name__}(backbone=...) instead."
+        )
+    if cls.__name__ == "SSLTask":
+        raise ValueError(
+            "The preset holds an encoder alone. Load it with a method's class, or with "
+            f"keras_hub.models.Backbone. Received: preset={preset!r}"
+        )
+    options = {"dtype": kwargs.pop("dtype")} if "dtype" in kwargs else {}
+    backbone = keras_hub.models.Backbone.from_preset(folder, load_weights=load_weights, **options)
+    if "preprocessor" not in kwargs:
+        kwargs["preprocessor"] = keras_hub.models.ImageClassifierPreprocessor.from_preset(folder)
+    task = cls(backbone, **kwargs)
+    if load_weights:
+        known = {id(v) for v in backbone.weights}
+        teacher = getattr(task, "teacher_backbone", None)  # copied from the encoder
+        known |= {id(v) for v in teacher.weights} if teacher is not None else set()
+        new = [v.path for v in task.trainable_variables if id(v) not in known]
+        warn_of_new_parts(new, preset)
     return task
 
 

@@ -1,0 +1,364 @@
+"""Released weights by name, path and handle; a hub on the loopback interface; refusals."""
+
+import json
+import os
+import re
+import shutil
+import warnings
+
+import h5py
+import keras
+import keras_hub
+import numpy as np
+import pytest
+import torch
+from hub_server import serve
+from keras import ops
+from toy import crops, images, mae, vit
+
+import keras_ssl
+from keras_ssl import converters, presets
+from keras_ssl.backbones import ViTBackbone
+from keras_ssl.layers.image_converter import preprocessor_for
+from keras_ssl.models import DINO, MAE, ImageClassifier, MoCo, MoCoV3
+
+PICTURES = images(8)
+
+
+@pytest.fixture(autouse=True)
+def caches(monkeypatch, tmp_path):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+def values(model):
+    return [ops.convert_to_numpy(w) for w in model.weights]
+
+
+def assert_same(a, b):
+    for x, y in zip(values(a), values(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory):
+    """What a hub holds: MAE and DINO's encoder in the transformers layout."""
+    root = tmp_path_factory.mktemp("hub")
+    preprocessor = preprocessor_for((16, 16), (0.4,) * 3, (0.2,) * 3, "bilinear", 0.5)
+    model = mae(vit(position_embedding="sincos", initializer="mae"))
+    converters.to_transformers(model, root / "mae", preprocessor)
+    encoder = vit()
+    converters.to_transformers(encoder, root / "dino", preprocessor)
+    return {"us/mae": root / "mae", "us/dino": root / "dino"}, model, encoder
+
+
+# === The registry ===
+
+
+def test_registry():
+    entries = keras_ssl.list_presets(shipped=False, released=True)
+    assert len(entries) >= 40
+    fields = {
+        *("method", "source", "architecture", "parameters", "image_size", "normalization"),
+        *("licence", "figure", "figure_source"),
+    }
+    for name, entry in entries.items():
+        assert re.fullmatch(r"[a-z0-9_]+", name) and fields <= entry.keys()
+        assert re.match(r"hf://[\w.-]+/[\w.-]+$|https://", entry["source"])
+        if not entry["source"].startswith("hf://"):
+            assert "how" in entry or entry["layout"] in converters.LAYOUTS
+        assert hasattr(keras_ssl.models, entry["method"]) or entry["method"] in (
+            "DINOv2",
+            "ResNetBackbone",
+            "ViTBackbone",
+        )
+    assert entries["mae_vit_base_imagenet"]["parameters"] == 111_907_840
+    assert keras_ssl.list_presets().keys() <= keras_ssl.list_presets(released=True).keys()
+    assert not keras_ssl.list_presets().keys() & entries.keys()
+
+
+def test_parameters_are_those_of_our_models():
+    """The registry's counts, of an encoder small enough to build."""
+    entry = keras_ssl.list_presets(released=True)["dino_vit_small_16"]
+    backbone = ViTBackbone.from_size("vit_small", patch_size=16)
+    assert backbone.count_params() == entry["parameters"]
+
+
+# === The hub ===
+
+
+def test_method_by_name_backbone_and_classifier(released, monkeypatch):
+    folders, model, encoder = released
+    registry = {
+        "tiny_mae": {"source": "hf://us/mae", "method": "MAE"},
+        "tiny_dino": {"source": "hf://us/dino", "method": "DINO"},
+    }
+    monkeypatch.setattr(presets, "_released", lambda: registry)
+    with serve(folders) as (hub, address):
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        loaded = MAE.from_preset("tiny_mae")
+        assert_same(loaded.backbone, model.backbone)
+        # Decoder and mask token are there too.
+        for name, value in converters.to_official(model, "mae").items():
+            np.testing.assert_array_equal(converters.to_official(loaded, "mae")[name], value)
+        asked = len(hub.requests)
+        assert not any(path.endswith((".py", ".bin")) for _, path, _ in hub.requests)
+        MAE.from_preset("tiny_mae", mask_ratio=0.5)
+        downloads = [r for r in hub.requests[asked:] if r[0] == "GET" and "/resolve/" in r[1]]
+        assert not downloads  # cached
+        assert_same(ViTBackbone.from_preset("tiny_dino"), encoder)
+        assert_same(ViTBackbone.from_preset("hf://us/dino"), encoder)
+    # Without the hub the cache serves; preprocessing came along.
+    converter = loaded.preprocessor.image_converter
+    assert converter.crop_fraction == 0.5 and converter.interpolation == "bilinear"
+    classifier = ImageClassifier.from_preset("tiny_dino", num_classes=3)
+    assert_same(classifier.backbone, encoder)
+    assert classifier.preprocessor.image_converter.image_size == (16, 16)
+    folder = presets.resolve_preset("tiny_dino")
+    hubs = keras_hub.models.ImageClassifier.from_preset(folder, num_classes=3)
+    assert type(hubs) is ImageClassifier
+    assert_same(hubs.backbone, encoder)
+    prepared = ops.convert_to_numpy(loaded.preprocess(np.full((1, 32, 32, 3), 51, "uint8")))
+    np.testing.assert_allclose(prepared, (0.2 - 0.4) / 0.2, atol=1e-5)
+
+
+def test_broken_download_resumes(released, monkeypatch):
+    folders, model, _ = released
+    with serve(folders) as (hub, address):
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        # It writes what has arrived in chunks of this size.
+        monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1000)
+        hub.cut = 4000
+        for _ in range(8):  # huggingface_hub may try again by itself
+            try:
+                loaded = MAE.from_preset("hf://us/mae")
+                break
+            except ValueError as error:
+                assert "broke off" in str(error) and "resumes" in str(error)
+        ranges = [r[2] for r in hub.requests if r[1].endswith("model.safetensors") and r[2]]
+        assert any(int(r.split("=")[1].split("-")[0]) > 0 for r in ranges if r)
+    assert_same(loaded.backbone, model.backbone)
+
+
+def test_hub_errors_are_clear(released, monkeypatch):
+    folders, _, _ = released
+    with serve(folders) as (_, address):
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        with pytest.raises(ValueError, match="no such repository"):
+            MAE.from_preset("hf://us/nothing")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match="is not in the cache.*pass its path"):
+        MAE.from_preset("hf://us/mae")
+    with pytest.raises(ValueError, match="the form hf://user/name"):
+        MAE.from_preset("hf://a/b/c/d")
+
+
+def test_keras_presets_come_from_the_hub_too(released, monkeypatch, tmp_path):
+    model = mae()
+    model.save_to_preset(tmp_path / "native")
+    with serve({"us/native": tmp_path / "native"}) as (_, address):
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        assert_same(MAE.from_preset("hf://us/native"), model)
+
+
+def test_files_to_be_fetched_by_hand_say_so():
+    with pytest.raises(ValueError, match="is a pickle, which can run any code"):
+        keras_ssl.models.BYOL.from_preset("byol_resnet50")
+
+
+def test_a_damaged_file_is_removed(monkeypatch, tmp_path):
+    entry = {"source": "http://127.0.0.1:1/a.npz", "layout": "timm_vit", "md5_prefix": "00"}
+    monkeypatch.setattr(presets, "_released", lambda: {"tiny": entry})
+    with pytest.raises(ValueError, match="cannot be reached"):
+        ViTBackbone.from_preset("tiny")
+    folder = tmp_path / "keras" / "keras_ssl" / "files" / "tiny"
+    os.makedirs(folder, exist_ok=True)
+    np.savez(folder / "a.npz", a=np.ones(3))
+    with pytest.raises(ValueError, match="its MD5 does not begin with '00'"):
+        ViTBackbone.from_preset("tiny")
+    assert not (folder / "a.npz").exists()
+
+
+# === Official files ===
+
+
+def wide(**kwargs):
+    """A width whose heads are known, as a file does not tell them."""
+    return vit(**{**dict(hidden_dim=128, num_layers=1, num_heads=4), **kwargs})
+
+
+def test_mae_from_the_path_of_its_file(tmp_path):
+    model = MAE(
+        wide(position_embedding="sincos", initializer="mae"),
+        decoder_hidden_dim=32,
+        decoder_num_layers=1,
+        decoder_num_heads=1,
+    )
+    state = converters.to_official(model, "mae")
+    torch.save({"model": {k: torch.tensor(v) for k, v in state.items()}}, tmp_path / "mae.pth")
+    path = str(tmp_path / "mae.pth")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        loaded = MAE.from_preset(path)
+    for name, value in converters.to_official(loaded, "mae").items():
+        np.testing.assert_array_equal(value, state[name])
+    assert_same(ViTBackbone.from_preset(path), model.backbone)
+    classifier = ImageClassifier.from_preset(path, num_classes=2, pooling="mean")
+    assert_same(classifier.backbone, model.backbone)
+
+
+def test_moco_v3_and_what_its_file_lacks(tmp_path):
+    options = dict(projection_dim=8, projection_hidden_dim=12, augmenter=None)
+    backbone = wide(position_embedding="sincos_moco_v3", initializer="moco_v3")
+    model = MoCoV3(backbone, **options)
+    state = converters.to_official(model, "moco_v3")
+    np.savez(tmp_path / "whole.npz", **state)
+    loaded = MoCoV3.from_preset(str(tmp_path / "whole.npz"))
+    for name, value in converters.to_official(loaded, "moco_v3").items():
+        np.testing.assert_array_equal(value, state[name])
+    part = {k: v for k, v in state.items() if not k.startswith("momentum_encoder.")}
+    np.savez(tmp_path / "part.npz", **part)
+    with pytest.warns(UserWarning, match="new: momentum_encoder.cls_token"):
+        loaded = MoCoV3.from_preset(str(tmp_path / "part.npz"))
+    assert_same(loaded.teacher_backbone, loaded.backbone)  # and not random
+    del part["base_encoder.blocks.0.norm1.weight"]
+    np.savez(tmp_path / "less.npz", **part)
+    with pytest.raises(ValueError, match="Missing: base_encoder.blocks.0.norm1.weight"):
+        MoCoV3.from_preset(str(tmp_path / "less.npz"))
+
+
+def test_moco_of_a_resnet_is_recognised(tmp_path):
+    encoder = keras_ssl.backbones.resnet(
+        num_blocks=(1, 1, 1, 1), filters=4, image_shape=(32, 32, 3)
+    )
+    model = MoCo(encoder, projection_dim=4, queue_size=6, augmenter=crops())
+    np.savez(tmp_path / "moco.npz", **converters.to_official(model, "moco"))
+    found, report = converters.from_official(tmp_path / "moco.npz", image_shape=(32, 32, 3))
+    assert isinstance(found, MoCo) and found.queue_size == 6 and not report.missing
+    assert_same(found.backbone, encoder)
+
+
+def test_files_that_are_nothing_known(tmp_path):
+    np.savez(tmp_path / "a.npz", weight=np.ones(3))
+    with pytest.raises(ValueError, match="no known layout.*Received: tensors weight"):
+        ViTBackbone.from_preset(str(tmp_path / "a.npz"))
+    state = converters.to_official(vit(), "timm_vit")
+    np.savez(tmp_path / "b.npz", **state)
+    with pytest.raises(ValueError, match="has the width 16: pass num_heads"):
+        ViTBackbone.from_preset(str(tmp_path / "b.npz"))
+    model, _ = converters.from_official(tmp_path / "b.npz", num_heads=2)
+    assert_same(model, model) and model.hidden_dim == 16
+
+
+# === Going on ===
+
+
+def test_a_method_over_a_released_encoder(released):
+    """DINO over weights without heads: what is new is named, the teacher is the encoder, and the
+    head is warmed up while the encoder rests."""
+    folders, _, encoder = released
+    options = dict(output_dim=12, hidden_dim=8, bottleneck_dim=4, augmenter=crops(), seed=1)
+    with pytest.warns(UserWarning, match="are new: .*head") as caught:
+        model = DINO.from_preset(str(folders["us/dino"]), **options)
+    assert "qkv" not in str(caught[0].message)
+    assert_same(model.backbone, encoder)
+    assert_same(model.teacher_backbone, encoder)
+    assert model.preprocessor.image_converter.crop_fraction == 0.5
+    head = ops.convert_to_numpy(model.head.linears[0].kernel)
+    model.backbone.trainable = False
+    model.compile(keras.optimizers.SGD(0.1))
+    model.fit(PICTURES, batch_size=8, verbose=0)
+    assert_same(model.backbone, encoder)
+    assert np.abs(ops.convert_to_numpy(model.head.linears[0].kernel) - head).max() > 0
+    model.backbone.trainable = True
+    model.compile(keras.optimizers.SGD(0.1))
+    model.fit(PICTURES, batch_size=8, verbose=0)
+    moved = [
+        np.abs(a - b).max() for a, b in zip(values(model.backbone), values(encoder), strict=True)
+    ]
+    assert max(moved) > 0
+    with pytest.raises(ValueError, match="an encoder alone"):
+        keras_ssl.models.SSLTask.from_preset(str(folders["us/dino"]))
+
+
+# === Safety ===
+
+
+@pytest.fixture
+def preset(tmp_path):
+    path = tmp_path / "preset"
+    mae(vit(num_layers=1, position_embedding="sincos", initializer="mae")).save_to_preset(path)
+    return path
+
+
+def edit(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def foreign(content):
+    content["config"]["augmenter"] = {
+        "module": "os",
+        "class_name": "system",
+        "config": "touch broken-in",
+        "registered_name": None,
+    }
+
+
+def code(content):
+    content["config"]["augmenter"] = {
+        "module": "keras.layers",
+        "class_name": "Lambda",
+        "config": {"function": {"class_name": "__lambda__", "config": {"code": "4wA="}}},
+        "registered_name": None,
+    }
+
+
+@pytest.mark.parametrize("change, name", [(foreign, "'system'"), (code, "'Lambda'")])
+def test_presets_cannot_name_code(preset, change, name):
+    edit(preset / "task.json", change)
+    with pytest.raises(ValueError, match=f"task.json names the class {name}"):
+        MAE.from_preset(str(preset))
+
+
+@pytest.mark.parametrize("name", ["../secret.weights.h5", "/etc/passwd", "a/../../b", 3])
+def test_presets_cannot_name_files_outside(preset, name):
+    os.remove(preset / "model.weights.h5")
+    index = {"metadata": {"total_size": 1}, "weight_map": {"/layers/dense": [name]}}
+    (preset / "model.weights.json").write_text(json.dumps(index))
+    for load in (MAE.from_preset, ViTBackbone.from_preset):
+        with pytest.raises(ValueError, match="only name files inside its own folder"):
+            load(str(preset))
+
+
+def test_other_files_named_outside(preset):
+    edit(preset / "preprocessor.json", lambda c: c["config"].update(config_file="../a.json"))
+    with pytest.raises(ValueError, match="inside its own folder"):
+        MAE.from_preset(str(preset))
+
+
+def test_weights_cannot_lead_out_of_their_file(preset, tmp_path):
+    """HDF5 has links to other files; a preset's may have none."""
+    path = preset / "model.weights.h5"
+    shutil.copy(path, tmp_path / "other.h5")
+    with h5py.File(path, "a") as file:
+        name = []
+        file.visititems(lambda n, item: name.append(n) if isinstance(item, h5py.Dataset) else None)
+        del file[name[0]]
+        file[name[0]] = h5py.ExternalLink(str(tmp_path / "other.h5"), "/" + name[0])
+    with pytest.raises(ValueError, match="model.weights.h5"):
+        MAE.from_preset(str(preset))
+
+
+def test_a_tensor_of_another_size_is_named(preset):
+    path = preset / "model.weights.h5"
+    with h5py.File(path, "a") as file:
+        names = []
+        file.visititems(lambda n, item: names.append(n) if isinstance(item, h5py.Dataset) else None)
+        name = next(n for n in names if file[n].shape == (16, 48))
+        del file[name]
+        file[name] = np.zeros((2000, 2000), "float32")
+    with pytest.raises(ValueError, match="does not fit this architecture") as error:
+        MAE.from_preset(str(preset))
+    assert "qkv" in str(error.value)
