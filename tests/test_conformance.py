@@ -4,6 +4,7 @@ import json
 import pathlib
 
 import conformance_handlers
+import dino_vectors
 import keras
 import numpy as np
 import pytest
@@ -29,6 +30,10 @@ OFFICIAL = (
     "vicreg_loss",
     "lightly_pairwise",
     "lightly_memory_bank",
+    "clip_vit",
+    "clip_tokenizer",
+    "openclip_losses",
+    "openclip_losses_world2",
     "dino_backbone",
     "dino_train_adamw",
     "dino_utils",
@@ -199,6 +204,13 @@ SMALL_MAE_CONFIG = {
     **dict(img_size=[8, 16], depth=1, decoder_depth=1, mlp_ratio=4, steps=1, batch=2),
     **dict(norm_pix_loss=False, mask_ratio=0.5, lr=1e-3, weight_decay=0.05),
 }
+
+
+def test_dino_with_normalisation_in_the_head_and_lars(tmp_path):
+    """Steps in plain PyTorch, with options that no official file has."""
+    dino_vectors.training(tmp_path / "steps.npz", dino_vectors.CONFIG, seed=1)
+    status, output = run(tmp_path)
+    assert status == 0, output
 
 
 def test_a_picture_that_is_not_square_with_one_channel(tmp_path):

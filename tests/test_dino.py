@@ -3,11 +3,9 @@
 import keras
 import numpy as np
 import pytest
-from dino_vectors import CONFIG, training
-from gradients import input_gradients
+from gradients import compiled, input_gradients
 from toy import dino, images, to_numpy, vit
 
-from keras_ssl.augmentation import Views
 from keras_ssl.backbones import ViTBackbone, small_resnet
 from keras_ssl.callbacks import CollapseMonitor
 from keras_ssl.layers import DINOHead
@@ -123,20 +121,31 @@ def crops(sizes, count=3):
 def test_one_forward_for_each_size_gives_what_each_crop_gives_alone():
     model = dino(vit(num_layers=1, interpolation_offset=0.1))
     views = crops([16, 16, 8, 8, 12, 8])
-    together = to_numpy(model.project(views))
+
+    @compiled
+    def both(*views):
+        alone = [model.head(model.encode(view)) for view in views]
+        return model.project(views), keras.ops.stack(alone)
+
+    together, alone = map(to_numpy, both(*views))
     assert together.shape == (6, 3, 24)
-    for view, logits in zip(views, together, strict=True):
-        alone = to_numpy(model.head(model.encode(view)))
-        np.testing.assert_allclose(alone, logits, atol=1e-5)
+    np.testing.assert_allclose(alone, together, atol=1e-5)
 
 
 def test_the_teacher_sees_the_global_views_only_and_drops_nothing():
-    model = dino(vit(num_layers=2, drop_path_rate=0.5))
+    backbone = vit(num_layers=2, drop_path_rate=0.5)
+    model = dino(backbone, augmenter=None, preprocessor=None)
     assert model.teacher_backbone.drop_path_rate == 0 and model.backbone.drop_path_rate == 0.5
     seen = []
     project = model.project_teacher
     model.project_teacher = lambda views, training: seen.append(views) or project(views, training)
-    model.compute_loss(x=PICTURES[:2].astype("float32"), training=False)
+
+    @compiled
+    def loss(*views):
+        with keras.StatelessScope():
+            return model.compute_loss(x=views, training=True)
+
+    assert float(loss(*crops([16, 16, 8]))) > 0
     assert [view.shape[1] for view in seen[0]] == [16, 16]
     assert not any(v.trainable for v in model.teacher_backbone.variables)
 
@@ -210,7 +219,7 @@ def test_predict_is_the_teachers_or_the_students():
         model.teacher_backbone.set_weights([w + 0.1 for w in model.backbone.get_weights()])
         network = model.teacher_backbone if which == "teacher" else model.backbone
         expected = to_numpy(network(pictures))[:, 0]
-        np.testing.assert_allclose(model.predict(pictures, verbose=0), expected, atol=1e-5)
+        np.testing.assert_allclose(model.predict(pictures, verbose=0), expected, atol=1e-4)
     with pytest.raises(ValueError, match="predict_with='both'"):
         dino(predict_with="both")
     with pytest.raises(ValueError, match="Temperatures"):
@@ -233,31 +242,3 @@ def test_the_monitor_says_when_student_and_teacher_agree():
     assert history.history["teacher_student_kl"][0] < 1e-3
     assert history.history["teacher_entropy"][0] < 1e-3
     assert history.history["center_entropy"][0] == pytest.approx(np.log(24), rel=1e-4)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        dict(),
-        dict(use_bn=False, head_nlayers=1, optimizer="adamw", lr=2e-3, start_warmup_value=1e-3),
-    ],
-    ids=["normalisation, LARS", "one layer, AdamW"],
-)
-def test_whole_steps_beside_plain_pytorch(tmp_path, changes):
-    """Three steps through the conformance runner, with options that no official file has."""
-    from conformance_handlers import framework
-
-    training(tmp_path / "steps.npz", {**CONFIG, **changes}, seed=1)
-    arrays, meta = framework.load(tmp_path / "steps.npz")
-    case = framework.run_case("steps", arrays, meta)
-    assert case.ok, case.problems or [row for row in case.rows if not row.ok]
-    # And it can fail: another temperature is another loss.
-    meta["config"]["teacher_temp"] *= 1.1
-    case = framework.run_case("steps", arrays, meta)
-    assert "out/teacher_temp_schedule" in {row.key for row in case.rows if not row.ok}
-
-
-def test_the_small_recipe():
-    views = Views("dino_small", size=32, local_size=16, num_local_views=2, seed=0)
-    made = views(images(2, size=32))
-    assert [view.shape[1] for view in made] == [32, 32, 16, 16]
