@@ -1,7 +1,8 @@
-"""Time and peak memory of NT-Xent, value and gradient, up to batch 8192 (dim 128).
+"""Time and peak memory of NT-Xent and of SigLIP's loss with gradient, up to batch 8192 (dim 128).
 
 Each case runs in a process of its own: the whole similarity matrix ("plain"), blocks of rows
-("blocks") and, on PyTorch, lightly's NTXentLoss as the peer.
+("blocks") and, on PyTorch, lightly's NTXentLoss as the peer; SigLIP's loss likewise. Its matrix is
+N x N, a quarter of NT-Xent's.
 
     python benchmarks/nt_xent.py [--quick] [--backends torch jax tensorflow]
 
@@ -85,12 +86,20 @@ def worker(backend, implementation, batch):
     """Measures one case in this process and prints it as JSON."""
     import numpy as np
 
+    block_size = None if implementation.endswith("plain") else "auto"
     if implementation == "lightly":
         loss = lightly_loss()
+    elif implementation.startswith("siglip"):
+        from keras_ssl.losses import SigLIPLoss
+
+        siglip = SigLIPLoss(block_size=block_size)
+
+        def loss(z1, z2):
+            return siglip(z1, z2, float(np.log(10.0)), -10.0)
     else:
         from keras_ssl.losses import NTXentLoss
 
-        loss = NTXentLoss(TEMPERATURE, block_size=None if implementation == "plain" else "auto")
+        loss = NTXentLoss(TEMPERATURE, block_size=block_size)
     run = value_and_gradient(loss, backend)
     rng = np.random.default_rng(0)
     small, large = (rng.normal(size=(2, n, DIM)).astype("float32") for n in (64, batch))
@@ -156,12 +165,13 @@ def run(quick: bool = False, backends=BACKENDS) -> list[dict]:
     print(f"{head}   time and memory relative to plain")
     for backend in backends:
         names = ["plain", "blocks"] + (["lightly"] if backend == "torch" else [])
+        names += ["siglip plain", "siglip blocks"]
         for batch in batches:
             cases = {name: measure(backend, name, batch) for name in names}
-            plain = cases["plain"]
             for name, case in cases.items():
                 if case is None:
                     continue
+                plain = cases["siglip plain" if name.startswith("siglip") else "plain"]
                 if plain is not None:
                     case["time_ratio"] = case["seconds"] / plain["seconds"]
                     case["memory_ratio"] = case["peak_mb"] / max(plain["peak_mb"], 1.0)

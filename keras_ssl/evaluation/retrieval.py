@@ -61,7 +61,7 @@ def retrieval_recall(
         lost = query_labels[~np.isin(query_labels, index_labels)][0]
         raise ValueError(
             "To every query something in the index must belong. "
-            f"Received: a query label {lost!r} that the index does not have"
+            f"Received: a query label {lost} that the index does not have"
         )
     ranks = []
     for start in range(0, len(queries), block_size):

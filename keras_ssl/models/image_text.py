@@ -295,7 +295,10 @@ class ImageTextTask(SSLTask):
         if y is not None:
             x = {"images": x, "texts": y}
         arrays = isinstance(x, dict) or (
-            isinstance(x, (tuple, list)) and len(x) and data_utils.is_array(x[0])
+            isinstance(x, (tuple, list))
+            and len(x)
+            and not isinstance(x[0], dict)
+            and data_utils.is_array(x[0])
         )
         if arrays or data_utils.is_array(x):
             batch = self._batch(x)

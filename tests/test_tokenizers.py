@@ -1,0 +1,58 @@
+"""CLIP's tokenizer: official ids (vectors), and what it promises for any string."""
+
+import json
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keras_ssl.tokenizers import CLIPTokenizer, is_text, tokenize
+
+VECTORS = np.load(Path(__file__).parent / "vectors" / "clip_tokenizer.npz")
+TEXTS = json.loads(str(VECTORS["in/texts_json"]))
+TOKENIZER = CLIPTokenizer(context_length=16, truncate=True)
+
+
+def test_official_ids():
+    np.testing.assert_array_equal(CLIPTokenizer(truncate=True)(TEXTS), VECTORS["out/ids_L77"])
+    np.testing.assert_array_equal(TOKENIZER(TEXTS), VECTORS["out/ids_L16"])
+
+
+@given(st.text(max_size=40))
+def test_any_string_is_one_sequence(text):
+    (ids,) = TOKENIZER(text)
+    end = ids.argmax()
+    assert ids[0] == TOKENIZER.start_id and ids[end] == TOKENIZER.end_id
+    assert not ids[end + 1 :].any()
+
+
+@given(st.lists(st.from_regex(r"[a-z]{1,9}", fullmatch=True), max_size=6))
+def test_words_come_back(words):
+    assert TOKENIZER.decode(TOKENIZER.encode(" ".join(words))).split() == words
+
+
+def test_long_text_is_refused_unless_it_may_be_cut():
+    with pytest.raises(ValueError, match="100 tokens and there is room for 75"):
+        CLIPTokenizer()(["a cat", "cat " * 100])
+    with pytest.raises(ValueError, match="context_length=2"):
+        CLIPTokenizer(2)
+
+
+def test_captions_as_users_give_them():
+    assert is_text("a") and is_text([["a"], ["b"]]) and is_text(np.array(["a"]))
+    assert is_text(np.array([b"a"], object)) and not is_text(np.zeros((2, 3), "int32"))
+    plain = tokenize(["a cat", None, b"a dog", ""], TOKENIZER)
+    np.testing.assert_array_equal(plain[[0, 2]], TOKENIZER(["a cat", "a dog"]))
+    assert not plain[[1, 3]].any()  # missing captions
+    nested = tokenize([["a cat", "cat"], ["a dog"]], TOKENIZER)
+    assert nested.shape == (2, 2, 16) and not nested[1, 1].any()
+    np.testing.assert_array_equal(nested[0, 0], plain[0])
+
+
+def test_it_is_saved_with_a_model():
+    config = keras.saving.serialize_keras_object(TOKENIZER)
+    again = keras.saving.deserialize_keras_object(json.loads(json.dumps(config)))
+    np.testing.assert_array_equal(again(TEXTS), TOKENIZER(TEXTS))
