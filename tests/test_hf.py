@@ -123,6 +123,44 @@ def test_sharded_files_and_prefixed_names(tmp_path):
     np.testing.assert_allclose(ours(model, IMAGES), theirs(reference.vit, IMAGES, "vit"), atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_image_and_text(kind, tmp_path):
+    sizes = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2)
+    text = dict(**sizes, vocab_size=30, max_position_embeddings=6, bos_token_id=28, eos_token_id=29)
+    vision = dict(**sizes, image_size=16, patch_size=8)
+    torch.manual_seed(0)
+    if kind == "clip":
+        config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)
+        cls = transformers.CLIPModel
+    else:
+        config = transformers.SiglipConfig(text_config=text, vision_config=vision)
+        cls = transformers.SiglipModel
+    reference = cls(config).eval()
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    reference.save_pretrained(tmp_path / "theirs")
+    model, _, report = from_transformers(tmp_path / "theirs")
+    assert not (report.missing or report.unexpected)
+    ids = np.array([[28, 3, 9, 29, 29, 29], [28, 1, 2, 4, 5, 29]])
+
+    def logits(reference):
+        pixels = torch.tensor(IMAGES.transpose(0, 3, 1, 2).copy())
+        with torch.no_grad():
+            return reference(input_ids=torch.tensor(ids), pixel_values=pixels).logits_per_image
+
+    x = keras.ops.convert_to_numpy(model.encode(ops.convert_to_tensor(IMAGES)))
+    y = keras.ops.convert_to_numpy(model.encode_ids(ops.convert_to_tensor(ids.astype("int32"))))
+    x, y = (f / np.linalg.norm(f, axis=1, keepdims=True) for f in (x, y))
+    found = np.exp(float(model.logit_scale)) * x @ y.T
+    if model.logit_bias is not None:
+        found += float(model.logit_bias)
+    np.testing.assert_allclose(found, logits(reference), atol=2e-5)
+    to_transformers(model, tmp_path / "ours")
+    again = cls.from_pretrained(tmp_path / "ours").eval()
+    np.testing.assert_allclose(logits(again), logits(reference), atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["../model-1.safetensors", "/etc/passwd", "a/../../b", 3, ""])
 def test_shards_outside_the_folder_are_refused(tmp_path, name):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit", **SIZES, **MLP}))

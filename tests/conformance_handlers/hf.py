@@ -16,7 +16,8 @@ from keras import ops
 
 from conformance_handlers.framework import Case, as_numpy, handler, scope_reason
 from keras_ssl.converters import from_transformers, read_state_dict, to_transformers
-from keras_ssl.models import MAE
+from keras_ssl.losses.clip import pair_features, pair_logits
+from keras_ssl.models import CLIP, MAE, SigLIP
 
 
 @handler("hf", "model")
@@ -46,6 +47,8 @@ def hf(case: Case):
     case.check("nothing is missing or unknown", not (report.missing or report.unexpected))
     if isinstance(model, MAE):
         _mae(case, model, batch)
+    elif isinstance(model, (CLIP, SigLIP)):
+        _image_text(case, model, batch)
     else:
         _encoder(case, model, report, sizes, batch)
     _written_back(case, model, set(report.ignored))
@@ -124,6 +127,43 @@ def _mae(case, model, batch):
     case.compare("loss", loss)
 
 
+def _image_text(case, model, batch):
+    images = channels_last(case.input("in/pixel_values"))
+    ids = case.input("in/input_ids").astype("int32")
+    mask = np.ones_like(ids)
+    if "in/attention_mask" in case.arrays:
+        mask = case.input("in/attention_mask")
+    case.check("batch is that of the inputs", batch == len(images) == len(ids))
+    clip = isinstance(model, CLIP)
+
+    def forward(images, ids):
+        outputs = model.backbone(images, return_intermediate=True)
+        # CLIP's last norm is put on the class token alone there: the states are those before it.
+        vision = outputs["intermediate"][-1] if clip else outputs["tokens"]
+        text = model.text_backbone(ids)
+        x, y = model.encode(images), model.encode_ids(ids)
+        units = pair_features(x, y, True, None)[:2]
+        logits = pair_logits(*units, model.logit_scale, model.logit_bias)
+        loss = model.contrastive_loss(x, y, model.logit_scale, model.logit_bias)
+        return vision, text, x, y, units, logits, loss
+
+    vision, text, x, y, units, logits, loss = compiled(forward)(
+        ops.convert_to_tensor(images), ops.convert_to_tensor(ids)
+    )
+    case.compare("out/vision_last_hidden_state", vision)
+    # What stands where the mask is 0 is a state of padding, which nothing reads.
+    kept = mask[..., None] > 0
+    theirs = case.arrays["out/text_last_hidden_state"]
+    case.compare("out/text_last_hidden_state", np.where(kept, as_numpy(text), theirs))
+    case.compare("out/vision_pooler_output", x)
+    case.compare("out/text_pooler_output", y)
+    case.compare("out/image_embeds", units[0])
+    case.compare("out/text_embeds", units[1])
+    case.compare("out/logits_per_image", logits)
+    case.compare("out/logits_per_text", as_numpy(logits).T)
+    case.compare("loss", loss)
+
+
 def _written_back(case, model, ignored):
     with tempfile.TemporaryDirectory() as folder:
         to_transformers(model, pathlib.Path(folder) / "back")
@@ -137,9 +177,13 @@ def _written_back(case, model, ignored):
         all(np.array_equal(written[name], kept[name]) for name in written.keys() & kept.keys()),
     )
     original = json.loads((case.folder / "config.json").read_text())
-    wrong = [
-        name
-        for name in settings.keys() & original.keys()
-        if name not in ("pos_embed_rescale",) and settings[name] != original[name]
-    ]
+    wrong = list(_differences(settings, original))
     case.check("written back: the same settings", not wrong, ", ".join(wrong))
+
+
+def _differences(ours: dict, theirs: dict):
+    for name in sorted(ours.keys() & theirs.keys()):
+        if isinstance(ours[name], dict):
+            yield from _differences(ours[name], theirs[name])
+        elif name != "pos_embed_rescale" and ours[name] != theirs[name]:
+            yield name

@@ -15,8 +15,6 @@ _UNUSED_TARGET = "no loss reads the target's predictor and classifier: there are
 OUT_OF_SCOPE = [
     # Whole files.
     ("openclip/single", "*coca*", "CoCa's captioning loss: not offered"),
-    ("hf/clip", "*", f"CLIP: {_LATER}"),
-    ("hf/siglip", "*", f"SigLIP: {_LATER}"),
     ("hf/dinov3_convnext", "*", "DINOv3's ConvNeXt: no ConvNeXt among the backbones here"),
     # Parts of files that have a handler.
     ("barlow/barlow_loss", "out/after/bn.*", _LOSS_STATISTICS),
