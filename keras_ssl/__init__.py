@@ -17,7 +17,7 @@ from keras_ssl import (
     tokenizers,
     visualization,
 )
-from keras_ssl.presets import list_presets
+from keras_ssl.presets import list_presets, resolve_preset
 
 __version__ = "0.1.0"
 
@@ -33,6 +33,7 @@ __all__ = [
     "losses",
     "models",
     "optimizers",
+    "resolve_preset",
     "reports",
     "runs",
     "schedules",
