@@ -207,7 +207,8 @@ def losses(case: Case):
     value, (gradient,) = input_gradients(koleo, case.input("in/koleo/x"))
     case.compare("out/koleo/loss", value)
     case.compare("grad/koleo/x", gradient)
-    case.compare("out/koleo/near_duplicate_loss", koleo(case.input("in/koleo/near_duplicate")))
+    near = ops.convert_to_tensor(case.input("in/koleo/near_duplicate"))
+    case.compare("out/koleo/near_duplicate_loss", compiled(koleo)(near))
     _head(case)
 
 
@@ -222,15 +223,15 @@ def _dino(case, temperatures):
             case.check(f"{key}: temperature", temperature in temperatures)
         else:
             iterations = int(number)
-        case.compare(key, sinkhorn_knopp(teacher, temperature, iterations))
+        case.compare(key, _sinkhorn(teacher, temperature, iterations))
     temperature = temperatures[0]
     center = Center(config["out_dim"], momentum=config["center_momentum"])
-    case.compare("out/dino/softmax_center_1", center.probabilities(teacher, temperature))
+    case.compare("out/dino/softmax_center_1", _softmax(center, teacher, temperature))
     # Theirs lags: the update is applied when the next targets are made. Ours is up to date then.
     case.compare("out/dino/center_attr_before_apply", center.center)
     center.update(teacher)
     case.compare("out/dino/center_after_apply", center.center)
-    targets = center.probabilities(later, temperature)
+    targets = _softmax(center, later, temperature)
     case.compare("out/dino/softmax_center_2", targets)
     crops = [case.input(f"in/dino/student{i}") for i in range(config["n_student"])]
     case.check("batch of the crops", all(len(crop) == config["batch"] for crop in crops))
@@ -245,6 +246,14 @@ def _dino(case, temperatures):
 TEACHERS = ("teacher", "teacher_next")
 
 
+def _sinkhorn(logits, temperature, iterations=3, mask=None):
+    return compiled(lambda x: sinkhorn_knopp(x, temperature, iterations, mask))(logits)
+
+
+def _softmax(center, logits, temperature):
+    return compiled(lambda x: center.probabilities(x, temperature))(logits)
+
+
 def _ibot(case, temperature):
     config = case.config
     student, teacher = (case.input(f"in/ibot/{w}_full") for w in ("student", "teacher"))
@@ -252,7 +261,7 @@ def _ibot(case, temperature):
     shape = (config["batch"], config["n_patches"], config["out_dim"])
     case.check("shape of the patches", student.shape == teacher.shape == shape)
     center = Center(config["out_dim"], momentum=config["center_momentum"])
-    targets = center.probabilities(teacher, temperature)
+    targets = _softmax(center, ops.convert_to_tensor(teacher), temperature)
     case.compare("out/ibot/softmax_center_full", targets)
     loss = IBOTPatchLoss(config["student_temp"])
     value, (gradient,) = input_gradients(lambda s: loss(s, targets, mask=masks), student)
@@ -260,21 +269,22 @@ def _ibot(case, temperature):
     case.compare("grad/ibot/student_full", gradient)
     center.update(ops.convert_to_tensor(teacher))
     case.compare("out/ibot/center_after_apply", as_numpy(center.center)[None])
-    case.compare("out/ibot/softmax_center_full_2", center.probabilities(teacher, temperature))
+    targets_2 = _softmax(center, ops.convert_to_tensor(teacher), temperature)
+    case.compare("out/ibot/softmax_center_full_2", targets_2)
 
     # Picked patches: rows beyond the masked ones stand for the buffer that there is cut off.
     indices, count = case.input("in/ibot/mask_indices"), int(masks.sum())
-    places, weights = masked_patches(masks, limit=count + 2)
-    places = as_numpy(places)
+    pick = compiled(lambda masks: masked_patches(masks, limit=count + 2))
+    places, weights = (as_numpy(a) for a in pick(ops.convert_to_tensor(masks)))
     case.check("places of the masked patches", bool((places[:count] == indices).all()))
     case.compare_values(
         "out/ibot/masks_weight",
-        as_numpy(weights)[:count] * config["batch"],
+        weights[:count] * config["batch"],
         case.input("in/ibot/masks_weight"),
     )
     flat = (-1, config["out_dim"])
     picked = teacher.reshape(flat)[places]
-    targets = sinkhorn_knopp(picked, temperature, mask=weights > 0)
+    targets = _sinkhorn(ops.convert_to_tensor(picked), temperature, mask=weights > 0)
     case.compare("out/ibot/sinkhorn_masked", targets[:count])
     value, (gradient,) = input_gradients(
         lambda s: loss(s, targets, weights=weights), student.reshape(flat)[places]
@@ -283,8 +293,10 @@ def _ibot(case, temperature):
     case.compare("grad/ibot/student_masked", gradient[:count])
     case.check("rows that stand for no patch have no gradient", not gradient[count:].any())
     # Weights of their own: the same, made from the masks.
-    weights = ops.take(ops.reshape(patch_weights(masks), (-1,)), indices)
-    value = loss(student.reshape(flat)[indices], targets[:count], weights=weights)
+    weights = as_numpy(patch_weights(masks)).ravel()[indices]
+    value = compiled(lambda s, t: loss(s, t, weights=weights))(
+        ops.convert_to_tensor(student.reshape(flat)[indices]), targets[:count]
+    )
     case.compare("out/ibot/loss_masked_no_weight", value)
 
 
@@ -313,7 +325,7 @@ def _head(case):
         variable.assign(np.ascontiguousarray(turn(array)))
     x = keras.Variable(case.input("in/head/x"), dtype="float32")
     weight = ops.convert_to_tensor(case.input("in/head/w"))
-    case.compare("out/head/y", head(x))
+    case.compare("out/head/y", compiled(head)(ops.convert_to_tensor(x)))
     everything = [x, *(variable for variable, _ in variables.values())]
     _, gradients = variable_gradients(lambda: ops.sum(head(x) * weight), everything)
     case.compare("grad/head/x", gradients[0])
