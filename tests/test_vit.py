@@ -219,3 +219,21 @@ def test_wrong_images(backbone, shape, message):
 def test_patch_mask_needs_a_mask_token():
     with pytest.raises(ValueError, match="use_mask_token=True"):
         vit(num_layers=1)(pictures(), patch_mask=np.zeros((2, 16), "bool"))
+
+
+def test_rotary_positions_follow_their_patches():
+    """Shuffled patches with their own angles are the same picture; a shifted one is not."""
+    model = vit(position_embedding="rotary", num_register_tokens=1, mlp_dim=20)
+    assert model.blocks[0].mlp.hidden_dim == 20 and model.position_embedding is None
+    images = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype("float32")
+    full = run(model, images)
+    order = np.random.default_rng(1).permutation(16)
+    shuffled = run(model, images, visible_indices=np.stack([order, order]))
+    np.testing.assert_allclose(shuffled[:, 2:], full[:, 2:][:, order], atol=1e-5)
+    np.testing.assert_allclose(shuffled[:, :2], full[:, :2], atol=1e-5)
+    moved = run(model, np.roll(images, 4, axis=2))
+    assert np.abs(moved[:, 0] - full[:, 0]).max() > 1e-4
+    again = type(model).from_config(model.get_config())
+    assert again.rotary_theta == 100.0 and again.mlp_dim == 20
+    with pytest.raises(ValueError, match="multiple of 4"):
+        vit(position_embedding="rotary", hidden_dim=12)
