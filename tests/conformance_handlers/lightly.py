@@ -172,7 +172,9 @@ def _swav(case, i, options):
         for j, crop in enumerate(crops[:2]):
             rows = crop if not suffix else np.concatenate([crop, case.input(f"in/swav/queue{j}")])
             targets.append(losses.sinkhorn_knopp(rows, epsilon, iterations)[: len(crop)])
-        value, gradients = input_gradients(lambda *s, t=targets: loss(list(s), t), *crops)
+        value, gradients = input_gradients(
+            lambda *s, t=targets: loss([x + 0.0 for x in s], t), *crops
+        )
         case.compare(f"out/swav{i}{suffix}", value[None])
         for name, gradient in zip(names, gradients, strict=True):
             if not suffix and f"grad/swav{i}/{name}" in case.arrays:
@@ -197,7 +199,9 @@ def _dino(case, options):
     for i, key in enumerate(case.keys("out/dino_epoch")):
         epoch = key.removeprefix("out/dino_epoch")
         targets = center.probabilities(teacher, schedule(int(epoch)))
-        value, gradients = input_gradients(lambda *s, t=targets: loss(list(s), t), *crops)
+        value, gradients = input_gradients(
+            lambda *s, t=targets: loss([x + 0.0 for x in s], t), *crops
+        )
         case.compare(key, value)
         for j, gradient in enumerate(gradients if i == 0 else ()):
             case.compare(f"grad/dino/student{j}", gradient)
