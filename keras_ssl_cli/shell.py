@@ -4,6 +4,7 @@ import functools
 import importlib.util
 import os
 import sys
+import tempfile
 import warnings
 
 import typer
@@ -49,6 +50,26 @@ def choose_backend(backend: str | None) -> None:
             f"The backend {chosen} is not installed: pip install {BACKENDS[chosen]}. Installed: "
             f"{', '.join(n for n, m in BACKENDS.items() if installed(m)) or 'none'}."
         )
+    _import_quietly()
+
+
+def _import_quietly() -> None:
+    """Imports what logs while it is imported: TensorFlow writes lines that nothing else stops."""
+    if "keras_hub" in sys.modules or Settings.debug:
+        return
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            import keras_hub  # noqa: F401
+        except BaseException:
+            said.seek(0)
+            os.write(kept, said.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def _keras_settings():

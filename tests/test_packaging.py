@@ -41,6 +41,9 @@ def test_contents(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert any(name.startswith("keras_ssl/_presets/") and "task.json" in name for name in names)
     assert "keras_ssl/datasets/data/emoji64.zip" in names
+    assert "keras_ssl_cli/main.py" in names
+    entry = next(name for name in names if name.endswith("entry_points.txt"))
+    assert b"keras-ssl = keras_ssl_cli.main:main" in zipfile.ZipFile(wheel).read(entry)
     assert "keras_ssl/datasets/data/ATTRIBUTION.md" in names
     assert sum("license" in name.lower() for name in names) >= 3
     assert not any(name.startswith(("tests/", "benchmarks/", "examples/")) for name in names)
