@@ -11,6 +11,7 @@ from keras_ssl.callbacks import CollapseMonitor
 from keras_ssl.layers import DINOHead
 from keras_ssl.losses import Center, DINOLoss
 from keras_ssl.models import DINO
+from keras_ssl.optimizers import AdamW
 from keras_ssl.training.momentum_teacher import copy_layer
 
 RNG = np.random.default_rng(0)
@@ -209,6 +210,20 @@ def test_a_resnet_of_fixed_size_with_normalisation_in_the_head():
     assert not np.allclose(to_numpy(student), to_numpy(teacher))
     again = DINO.from_config(model.get_config())
     assert again.project(crops([16, 7])).shape == (2, 3, 16)
+
+
+def test_mixed_precision_with_accumulated_gradients():
+    """The centre, the prototypes and what is compared stay in float32."""
+    model = dino(vit(num_layers=1, dtype="mixed_float16"))
+    optimizer = AdamW(1e-3, weight_decay=0.1, clip_group_norm=3.0, gradient_accumulation_steps=2)
+    # Near its start the toy head's bottleneck is short, so that its gradients are long.
+    model.compile(keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=4.0))
+    history = model.fit(PICTURES, batch_size=4, verbose=0).history
+    assert all(np.isfinite(values).all() for values in history.values())
+    assert model.head.prototypes().dtype == model.head.weight_v.value.dtype
+    assert keras.backend.standardize_dtype(model.center.center.dtype) == "float32"
+    np.testing.assert_allclose(np.linalg.norm(to_numpy(model.head.prototypes()), axis=0), 1, 1e-5)
+    assert int(model.teacher_step) == 2 and 0 < model.teacher_distance() < 1
 
 
 def test_predict_is_the_teachers_or_the_students():
