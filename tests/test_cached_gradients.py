@@ -40,19 +40,20 @@ def test_gradient_equals_that_of_the_whole_batch(make):
             variable_gradients(lambda: model.compute_loss(x=batch, training=True), variables)
         )
     (loss, gradients), (cached_loss, cached) = results
-    np.testing.assert_allclose(cached_loss, loss, rtol=1e-6)
+    np.testing.assert_allclose(cached_loss, loss, rtol=1e-5)
     scale = max(np.abs(g).max() for g in gradients)
     for one, other in zip(gradients, cached, strict=True):
-        np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-6 * scale)
+        np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-5 * scale)
 
 
-def test_compiled_training_step():
+def test_fit():
     weights = []
     for size in (None, 4):
         keras.utils.set_random_seed(0)
         model = clip()
         model.compile(keras.optimizers.SGD(0.1), micro_batch_size=size)
-        model.train_on_batch({k: to_numpy(v) for k, v in batch_of(model).items()})
+        batch = {k: to_numpy(v) for k, v in batch_of(model).items()}
+        model.fit(batch, batch_size=8, shuffle=False, verbose=0)
         weights.append(model.get_weights())
     for one, other in zip(*weights, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
@@ -79,10 +80,10 @@ def test_second_pass_draws_what_the_first_drew(monkeypatch):
 
     monkeypatch.setattr(image_text, "in_micro_batches", kept)
     expected_loss, expected = gradients()
-    np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
     scale = max(np.abs(g).max() for g in expected)
     for one, other in zip(expected, cached, strict=True):
-        np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-6 * scale)
+        np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-5 * scale)
 
 
 def test_refusals():

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from gradients import compiled
+from keras import ops
 from toy import images, to_numpy, vit
 
 from keras_ssl.backbones import ModifiedResNet, TextTransformer, small_resnet
@@ -238,7 +240,7 @@ def test_modified_resnet_equals_plain_pytorch():
         pool["c_proj.weight"], pool["c_proj.bias"], use_separate_proj_weight=True,
         **{f"{p}_proj_weight": pool[f"{p}_proj.weight"] for p in "qkv"},
     )  # fmt: skip
-    ours = to_numpy(backbone(x))
+    ours = to_numpy(compiled(backbone)(ops.convert_to_tensor(x)))
     np.testing.assert_allclose(ours, h[0].numpy(), rtol=1e-3, atol=1e-4 * np.abs(ours).max())
     report = load_official(backbone, {k: v.numpy() for k, v in w.items()}, layout="clip")
     assert not report.missing and not report.left

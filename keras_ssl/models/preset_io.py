@@ -50,9 +50,10 @@ def load_task(cls, preset, load_weights: bool, kwargs: dict):
         )
     dtype = kwargs.pop("dtype", None)
     if dtype is not None:
-        config["config"]["backbone"]["config"]["dtype"] = keras.dtype_policies.serialize(
-            keras.dtype_policies.get(dtype)
-        )
+        policy = keras.dtype_policies.serialize(keras.dtype_policies.get(dtype))
+        for key in ("backbone", "text_backbone"):
+            if key in config["config"]:
+                config["config"][key]["config"]["dtype"] = policy
     task = saved_cls.from_config({**config["config"], **kwargs})
     if load_weights:
         _load_task_weights(task, folder)

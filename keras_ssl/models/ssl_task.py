@@ -12,7 +12,7 @@ from keras_ssl.layers.image_converter import default_preprocessor, image_shape_o
 from keras_ssl.models import preset_io
 from keras_ssl.training import data as data_utils
 from keras_ssl.training.cached_gradients import in_micro_batches
-from keras_ssl.training.device import clear_gradients
+from keras_ssl.training.device import clear_gradients, with_static_batch
 from keras_ssl.training.random import RandomStream
 from keras_ssl.training.subclassed import SubclassedModelType
 
@@ -80,7 +80,7 @@ class SSLTask(keras_hub.models.Task, metaclass=SubclassedModelType):
         self._auto_compile = None
         self._planned_steps = 0
         self._loss_only = False
-        self.micro_batch_size = None
+        self.micro_batch_size = self._batch_size = None
         self.built = True
 
     # === What a method fills in ===
@@ -143,6 +143,8 @@ class SSLTask(keras_hub.models.Task, metaclass=SubclassedModelType):
 
     def train_step(self, *args):
         clear_gradients(self.trainable_variables)
+        if self.micro_batch_size is not None:
+            args = (*args[:-1], with_static_batch(args[-1], self._batch_size))
         with self._without_embedding():
             return super().train_step(*args)
 
@@ -236,6 +238,7 @@ class SSLTask(keras_hub.models.Task, metaclass=SubclassedModelType):
 
     def _plan(self, batch_size, steps_per_epoch, epochs, initial_epoch):
         """Lays the schedule out over this run, unless one that still holds has begun."""
+        self._batch_size = batch_size
         if not self.compiled:
             self.compile()
         if self._auto_compile is None:

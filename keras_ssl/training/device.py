@@ -36,6 +36,21 @@ def clear_gradients(variables) -> None:
             variable.value.grad = None
 
 
+def with_static_batch(data, batch_size: int):
+    """A batch whose size is known while the step is traced.
+
+    TensorFlow traces a dataset's batches with an open first axis; what is cut into a fixed number
+    of parts cannot have one.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return data
+    import tensorflow as tf
+
+    return keras.tree.map_structure(
+        lambda t: tf.ensure_shape(t, (batch_size, *t.shape[1:])) if len(t.shape) else t, data
+    )
+
+
 def in_chunks(function: Callable, tensors: Any, size: int) -> Any:
     """`function(tensors)`, in parts of the batch where that is faster.
 
