@@ -319,11 +319,12 @@ class DINOv2(MomentumTeacher, SSLTask):
         self._track(terms, p_token, s_token)
         if training and self.centering == "centering":  # after they were used
             self.dino_center.update(t_token)
-            valid = ops.cast(valid, t_patch.dtype)[:, None]
+            valid = ops.cast(valid, "float32")[:, None]
             count = ops.sum(valid)
-            mean = ops.sum(t_patch * valid, axis=0, keepdims=True) / ops.maximum(count, 1.0)
-            center = ops.cast(self.ibot_center.center, mean.dtype)
-            self.ibot_center.update(ops.where(count > 0, mean, center))
+            total = ops.sum(ops.cast(t_patch, "float32") * valid, axis=0, keepdims=True)
+            center = ops.convert_to_tensor(self.ibot_center.center)
+            mean = ops.where(count > 0, total / ops.maximum(count, 1.0), center)
+            self.ibot_center.update(mean)
         return sum(terms.values())
 
     def _track(self, terms, p_token, s_token):
