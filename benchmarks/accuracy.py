@@ -17,7 +17,7 @@ import sys
 HERE = os.path.dirname(os.path.abspath(__file__))
 EXAMPLES = os.path.join(os.path.dirname(HERE), "examples")
 RECIPES = ("mae", "simclr", "moco", "moco_v3", "byol", "simsiam", "barlow_twins", "vicreg", "dino")
-EPOCHS = {"emoji": 20, "cifar10": 5}
+EPOCHS = {"emoji": 10, "cifar10": 5}
 
 
 def folder(output, recipe, data):

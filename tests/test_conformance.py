@@ -337,10 +337,10 @@ def test_an_empty_selection_fails(tmp_path):
 
 
 def test_a_folder_with_nothing_in_scope_is_not_a_success(tmp_path):
-    write(tmp_path / "a.npz", {"method": "lightly", "config": {"kind": "prototypes"}}, loss=1.0)
+    write(tmp_path / "a.npz", {"method": "hf", "config": {"kind": "dinov3_convnext"}}, loss=1.0)
     status, output = run(tmp_path, verbose=True)
     assert status != 0
-    assert "out  loss: SwaV, MSN, PMSN not planned" in output
+    assert "out  loss: DINOv3's ConvNeXt: no ConvNeXt among the backbones here" in output
     assert "Nothing was compared" in output
 
 
