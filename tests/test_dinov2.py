@@ -97,7 +97,9 @@ def test_ibot_equals_numpy_and_its_picked_form():
     teacher = np.exp(log_softmax(RNG.normal(size=(4, 6, 5)) / 0.3)).astype("float32")
     mask = np.array([[1, 0, 1, 0, 0, 0], [0] * 6, [1] * 6, [0, 0, 0, 0, 0, 1]], bool)
     each = -(teacher * log_softmax(student.astype("float64") / 0.2)).sum(axis=-1)
-    expected = np.mean([row[m].mean() if m.any() else 0.0 for row, m in zip(each, mask, strict=True)])
+    expected = np.mean(
+        [row[m].mean() if m.any() else 0.0 for row, m in zip(each, mask, strict=True)]
+    )
     loss = IBOTPatchLoss(0.2)
     value, (gradient,) = input_gradients(lambda s: loss(s, teacher, mask=mask), student)
     assert float(value) == pytest.approx(expected, rel=1e-5)
