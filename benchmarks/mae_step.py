@@ -164,11 +164,13 @@ for _backend in ("torch", "tensorflow", "jax"):
 
 
 def worker(line, steps):
-    """Measures one line in this process."""
+    """Measures one line in this process: seconds `(first, step)`, or a dict of its own figures."""
     _, measure, kwargs = line
-    first, step = measure(steps, **kwargs)
+    result = measure(steps, **kwargs)
+    if not isinstance(result, dict):
+        result = dict(zip(("first", "step"), result, strict=True))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"first": first, "step": step, "peak": peak}))
+    print(json.dumps({**result, "peak": peak}))
 
 
 def in_turns(script, lines, rounds, steps) -> list[dict]:
@@ -188,8 +190,7 @@ def in_turns(script, lines, rounds, steps) -> list[dict]:
             results[name].append(json.loads(out.stdout.splitlines()[-1]))
     rows = []
     for name, measured in results.items():
-        keys = ("first", "step", "peak")
-        row = {key: statistics.median(m[key] for m in measured) for key in keys}
+        row = {key: statistics.median(m[key] for m in measured) for key in measured[0]}
         rows.append({"name": name, **row, "backend": lines[name][0]})
     return rows
 

@@ -5,6 +5,8 @@ Command: python benchmarks/run.py [--quick]
 
 import argparse
 
+import collapse_monitor
+import dino_step
 import joint_step
 import mae_step
 import nt_xent
@@ -14,5 +16,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="few repeats, to see that it runs")
     arguments = parser.parse_args()
-    for benchmark in (mae_step, joint_step, views, nt_xent):
+    for benchmark in (mae_step, joint_step, dino_step, views, nt_xent, collapse_monitor):
         benchmark.run(quick=arguments.quick)
