@@ -46,9 +46,12 @@ def with_static_batch(data, batch_size: int):
         return data
     import tensorflow as tf
 
-    return keras.tree.map_structure(
-        lambda t: tf.ensure_shape(t, (batch_size, *t.shape[1:])) if len(t.shape) else t, data
-    )
+    def fixed(tensor):
+        if tensor is None or not len(tensor.shape):  # no labels; a scalar
+            return tensor
+        return tf.ensure_shape(tensor, (batch_size, *tensor.shape[1:]))
+
+    return keras.tree.map_structure(fixed, data)
 
 
 def in_chunks(function: Callable, tensors: Any, size: int) -> Any:
