@@ -8,6 +8,7 @@ import peers  # noqa: F401  (declares what torchvision needs)
 import pytest
 import torch
 import transformers
+from gradients import compiled
 from keras import ops
 
 from keras_ssl.backbones import ViTBackbone
@@ -83,12 +84,13 @@ def theirs(model, images, name):
 
 
 def ours(model, images):
-    images = ops.convert_to_tensor(images)
-    if isinstance(model, MAE):
-        visible, _, restore = model.mask_patches(ops.convert_to_tensor(NOISE))
-        output = model.decode(model.encode_visible(images, visible), restore)
-    else:
-        output = model(images)
+    def forward(images, noise):
+        if isinstance(model, MAE):
+            visible, _, restore = model.mask_patches(noise)
+            return model.decode(model.encode_visible(images, visible), restore)
+        return model(images)
+
+    output = compiled(forward)(ops.convert_to_tensor(images), ops.convert_to_tensor(NOISE))
     return keras.ops.convert_to_numpy(output)
 
 
@@ -149,8 +151,10 @@ def test_image_and_text(kind, tmp_path):
         with torch.no_grad():
             return reference(input_ids=torch.tensor(ids), pixel_values=pixels).logits_per_image
 
-    x = keras.ops.convert_to_numpy(model.encode(ops.convert_to_tensor(IMAGES)))
-    y = keras.ops.convert_to_numpy(model.encode_ids(ops.convert_to_tensor(ids.astype("int32"))))
+    features = compiled(lambda images, ids: (model.encode(images), model.encode_ids(ids)))(
+        ops.convert_to_tensor(IMAGES), ops.convert_to_tensor(ids.astype("int32"))
+    )
+    x, y = (keras.ops.convert_to_numpy(f) for f in features)
     x, y = (f / np.linalg.norm(f, axis=1, keepdims=True) for f in (x, y))
     found = np.exp(float(model.logit_scale)) * x @ y.T
     if model.logit_bias is not None:

@@ -7,6 +7,7 @@ import keras_hub
 import numpy as np
 import pytest
 import torch
+from gradients import compiled
 from keras import ops
 from peers import timm, torchvision
 from toy import vit
@@ -43,11 +44,8 @@ def run(module, images=IMAGES):
 
 def ours(function, images=IMAGES):
     """Output of a model or function in inference; compiled, since eager JAX is slow."""
-    if keras.backend.backend() == "jax":
-        import jax
-
-        return np.asarray(jax.jit(lambda x: function(x))(ops.convert_to_tensor(images)))
-    return keras.ops.convert_to_numpy(function(ops.convert_to_tensor(images)))
+    output = compiled(lambda x: function(x))(ops.convert_to_tensor(images))
+    return keras.ops.convert_to_numpy(output)
 
 
 def pad_same(module, inputs):
