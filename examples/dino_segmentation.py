@@ -1,11 +1,12 @@
-"""DINO's attention finds things that nobody labelled: emoji pasted on photographs.
+"""What DINO's attention finds without labels: emoji pasted on a photograph.
 
 Paper: Caron et al., Emerging Properties in Self-Supervised Vision Transformers, 2021, figure 4.
-Data: the shipped emoji on CIFAR-10's photographs; test things and test photographs are new.
+Data: the shipped emoji before parts of one of CIFAR-10's photographs; the things of the test are
+new. (With `--backgrounds 1000` the class token looks at the photographs: see the page.)
 Command: KERAS_BACKEND=tensorflow python examples/dino_segmentation.py --data cifar10.tar.gz
 Result: Jaccard index between true masks and the last layer's attention, cut off to keep 60 % of its
-mass: DINO, the same network untrained and supervised (naming the emoji's group) for as long, and
-thresholds that need no network. Figures and pictures are in docs/segmentation.md.
+mass: DINO (10 epochs, 7 minutes of one core) 0.42, the same network untrained 0.36, supervised for
+as long 0.36; a box in the middle 0.48. All figures and pictures: docs/segmentation.md.
 """
 
 import argparse
