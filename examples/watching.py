@@ -78,7 +78,8 @@ def draw(runs: dict[str, dict], path: str) -> None:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         if key != "loss":
             axis.set_ylim(bottom=0, top=1.02 if key == "mean_cosine" else None)
-    axes[0].legend(fontsize=8)
-    figure.tight_layout()
+    lines = dict(loc="lower center", ncols=len(runs), fontsize=9, frameon=False)
+    figure.legend(*axes[0].get_legend_handles_labels(), **lines)
+    figure.tight_layout(rect=(0, 0.08, 1, 1))
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     figure.savefig(path, dpi=80)
