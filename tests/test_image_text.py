@@ -1,5 +1,8 @@
 """CLIP, SigLIP and ALIGN: pairs in every form, training, zero-shot use, saving, going on."""
 
+import sys
+import types
+
 import keras
 import keras_hub
 import numpy as np
@@ -12,7 +15,7 @@ from toy import images, to_numpy, vit
 
 from keras_ssl.backbones import ModifiedResNet, TextTransformer, small_resnet
 from keras_ssl.converters import load_official, to_official
-from keras_ssl.evaluation import retrieval_recall, zero_shot_classifier
+from keras_ssl.evaluation import retrieval, retrieval_recall, zero_shot_classifier
 from keras_ssl.evaluation.templates import IMAGENET_7, IMAGENET_80
 from keras_ssl.models import ALIGN, CLIP, SigLIP
 
@@ -200,6 +203,51 @@ def test_recall():
     assert collapsed["R@3"] == 0.0  # equal embeddings find nothing
     with pytest.raises(ValueError, match="query label 7"):
         retrieval_recall(queries, index, [0, 1, 7], [0, 1, 2, 3])
+
+
+def brute_force(queries, index, query_labels, index_labels, ks):
+    """Recall by sorting in float64; no two rows are equally near."""
+    unit = lambda x: x / np.linalg.norm(x.astype("float64"), axis=1, keepdims=True)
+    order = np.argsort(-(unit(queries) @ unit(index).T), axis=1)
+    hits = query_labels[:, None] == index_labels[order]
+    ranks = 1 + hits.argmax(axis=1)
+    return {**{f"R@{k}": np.mean(ranks <= k) for k in ks}, "median_rank": np.median(ranks)}
+
+
+@pytest.mark.parametrize("noise", [0.3, 2.0])
+def test_recall_is_the_same_with_every_engine_and_block(noise, monkeypatch):
+    """A stand-in for faiss, which is no requirement: its exact index, by its documentation."""
+
+    class Flat:
+        def __init__(self, width):
+            self.rows = np.zeros((0, width), "float32")
+
+        def add(self, rows):
+            self.rows = np.concatenate([self.rows, rows])
+
+        def search(self, queries, count):
+            similarity = queries @ self.rows.T
+            order = np.argsort(-similarity, axis=1)[:, :count]
+            return np.take_along_axis(similarity, order, axis=1), order
+
+    monkeypatch.setitem(sys.modules, "faiss", types.SimpleNamespace(IndexFlatIP=Flat))
+    rng = np.random.default_rng(0)
+    index, labels = rng.normal(size=(300, 6)), np.char.add("thing ", np.arange(300).astype(str))
+    labels[200:] = labels[:100]  # of some there are two
+    asked = rng.integers(0, 300, 90)
+    queries = index[asked] + noise * rng.normal(size=(90, 6))
+    arguments, ks = (queries, index, labels[asked], labels), (1, 4, 20)
+    expected = brute_force(*arguments, ks)
+    for engine in ("numpy", "faiss", "auto"):
+        assert retrieval_recall(*arguments, ks, engine=engine) == pytest.approx(expected)
+    # Little memory: blocks of queries, and of an index as if it were large.
+    monkeypatch.setattr(retrieval, "_INDEX_BLOCK", 64)
+    assert retrieval_recall(*arguments, ks, block_size=7) == pytest.approx(expected)
+    for engine in ("numpy", "faiss"):
+        collapsed = retrieval_recall(np.ones((40, 3)), np.ones((40, 3)), ks=(1, 3), engine=engine)
+        assert collapsed == {"R@1": 0.0, "R@3": 0.0, "median_rank": 40.0}
+    with pytest.raises(ValueError, match="engine='hnsw'"):
+        retrieval_recall(*arguments, engine="hnsw")
 
 
 def test_modified_resnet_equals_plain_pytorch():

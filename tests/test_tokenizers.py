@@ -1,5 +1,6 @@
 """CLIP's tokenizer: official ids (vectors), and what it promises for any string."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -9,10 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from keras_ssl import tokenizers
 from keras_ssl.tokenizers import CLIPTokenizer, is_text, tokenize
 
 VECTORS = np.load(Path(__file__).parent / "vectors" / "clip_tokenizer.npz")
 TEXTS = json.loads(str(VECTORS["in/texts_json"]))
+MERGES = Path(tokenizers.__file__).parent / "data" / "bpe_simple_vocab_16e6.txt.gz"
 TOKENIZER = CLIPTokenizer(context_length=16, truncate=True)
 
 
@@ -32,6 +35,30 @@ def test_any_string_is_one_sequence(text):
 @given(st.lists(st.from_regex(r"[a-z]{1,9}", fullmatch=True), max_size=6))
 def test_words_come_back(words):
     assert TOKENIZER.decode(TOKENIZER.encode(" ".join(words))).split() == words
+
+
+@given(st.from_regex(r"[a-z]{1,12}", fullmatch=True), st.integers(0, 400))
+def test_fewer_merges_apply_the_first_ones_in_order(word, count):
+    """Sennrich et al., algorithm 1: merge after merge, wherever its pair of symbols stands."""
+    lines = gzip.decompress(MERGES.read_bytes()).decode().split("\n")[1 : count + 1]
+    symbols = [*word[:-1], word[-1] + "</w>"]
+    for first, second in map(str.split, lines):
+        i = 0
+        while i < len(symbols) - 1:
+            if symbols[i : i + 2] == [first, second]:
+                symbols[i : i + 2] = [first + second]
+            i += 1
+    tokenizer = CLIPTokenizer(num_merges=count)
+    ids = tokenizer.encode(word)
+    assert [tokenizer.decode([i]).strip() for i in ids] == [s.replace("</w>", "") for s in symbols]
+    assert tokenizer.vocabulary_size == 514 + count == tokenizer.end_id + 1
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(tokenizer))
+    np.testing.assert_array_equal(again(word), tokenizer(word))
+
+
+def test_numbers_out_of_range_are_refused():
+    with pytest.raises(ValueError, match="num_merges=-1"):
+        CLIPTokenizer(num_merges=-1)
 
 
 def test_long_text_is_refused_unless_it_may_be_cut():

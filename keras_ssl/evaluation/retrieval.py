@@ -4,6 +4,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from keras_ssl.evaluation.similarity_index import SimilarityIndex, unit_vectors
+
+# Similarities closer than this are equal: float32 rounds differently in every product of matrices.
+_TIE = 1e-6
+# Rows of the index that queries are compared with at a time.
+_INDEX_BLOCK = 65536
+# faiss keeps the nearest rows of a query in a heap, which is slow for more than so many.
+_LONGEST_LIST = 2048
+
 
 def retrieval_recall(
     queries,
@@ -12,12 +21,13 @@ def retrieval_recall(
     index_labels=None,
     ks: Sequence[int] = (1, 5, 10),
     block_size: int = 1024,
+    engine: str = "auto",
 ) -> dict[str, float]:
     """Recall@k: share of queries with something that belongs to them among their k nearest.
 
     Neighbours are ranked by cosine similarity. Where others are exactly as near as what belongs to
     a query, they count as nearer, so that equal embeddings find nothing. Images may ask for texts,
-    texts for images, and images for images.
+    texts for images, and images for images. The search is exact with either engine.
 
     Args:
         queries: `(N, D)` embeddings.
@@ -26,14 +36,19 @@ def retrieval_recall(
             equal. Without labels, row `i` belongs to query `i`.
         index_labels: `(M,)`.
         ks: the k.
-        block_size: queries that are compared at a time; bounds the memory.
+        block_size: queries that are compared at a time, with 65,536 rows of the index at most;
+            bounds the memory.
+        engine: `"numpy"`; `"faiss"`, which must be installed and is faster where `max(ks)` is far
+            less than `M`; `"auto"`: faiss for an index of 100,000 rows and more, if it is there.
 
     Returns:
         A dict of shares in [0, 1]: `{"R@1": ..., "R@5": ..., "median_rank": ...}`; ranks begin
         with 1.
 
     Raises:
-        ValueError: shapes that do not fit, or a query to which nothing in the index belongs.
+        ValueError: shapes that do not fit, an unknown engine, or a query to which nothing in the
+            index belongs.
+        ImportError: `engine="faiss"`, which is not installed.
 
     Example:
 
@@ -47,7 +62,60 @@ def retrieval_recall(
         Karpathy & Fei-Fei, Deep Visual-Semantic Alignments for Generating Image Descriptions, 2015,
         section 4.1 (Recall@k).
     """
-    queries, index = _unit(queries), _unit(index)
+    queries, index = unit_vectors(queries), SimilarityIndex(index, engine)
+    query_labels, index_labels = _labels(queries, index, query_labels, index_labels)
+    # As long a list holds `max(ks)` rows that do not belong, whatever belongs.
+    length = min(len(index), max(ks) + int(np.bincount(index_labels).max()))
+    if index.engine == "faiss" and length <= _LONGEST_LIST:
+        ranks = _ranks_in_lists(queries, index, query_labels, index_labels, length)
+        lost = np.isinf(ranks)
+        if np.isinf(np.median(ranks)):  # it lies beyond the lists
+            arguments = queries[lost], index.vectors, query_labels[lost], index_labels
+            ranks[lost] = _ranks(*arguments, block_size)
+    else:
+        ranks = _ranks(queries, index.vectors, query_labels, index_labels, block_size)
+    shares = {f"R@{k}": float(np.mean(ranks <= k)) for k in ks}
+    return {**shares, "median_rank": float(np.median(ranks))}
+
+
+def _ranks(queries, index, query_labels, index_labels, block_size):
+    """Rank of the nearest row that belongs to a query, `(N,)`.
+
+    Block after block, twice: what belongs may be in the last block, and holding all similarities
+    until then is what a large index does not allow.
+    """
+
+    def blocks(rows):
+        for start in range(0, len(index), _INDEX_BLOCK):
+            columns = slice(start, start + _INDEX_BLOCK)
+            belongs = query_labels[rows, None] == index_labels[None, columns]
+            yield queries[rows] @ index[columns].T, belongs
+
+    ranks = np.ones(len(queries))
+    for start in range(0, len(queries), block_size):
+        rows = slice(start, start + block_size)
+        best = np.full((len(ranks[rows]), 1), -np.inf, "float32")
+        for similarity, belongs in blocks(rows):
+            own = np.where(belongs, similarity, -np.inf).max(axis=1, keepdims=True)
+            best = np.maximum(best, own)
+        for similarity, belongs in blocks(rows):
+            ranks[rows] += ((similarity >= best - _TIE) & ~belongs).sum(axis=1)
+    return ranks
+
+
+def _ranks_in_lists(queries, index, query_labels, index_labels, length):
+    """The same from lists of the nearest rows; infinite where a list does not tell."""
+    neighbours, similarity = index.search(queries, length)
+    belongs = query_labels[:, None] == index_labels[neighbours]
+    best = np.where(belongs, similarity, -np.inf).max(axis=1, keepdims=True)
+    ranks = 1.0 + ((similarity >= best - _TIE) & ~belongs).sum(axis=1)
+    # Nothing that belongs, or rows beyond the list may be as near as that.
+    ends = similarity[:, -1] < best[:, 0] - _TIE if length < len(index) else True
+    return np.where(belongs.any(axis=1) & ends, ranks, np.inf)
+
+
+def _labels(queries, index, query_labels, index_labels):
+    """Labels as small integers, equal where the given ones are."""
     if query_labels is None and index_labels is None:
         query_labels, index_labels = np.arange(len(queries)), np.arange(len(index))
     query_labels, index_labels = np.asarray(query_labels), np.asarray(index_labels)
@@ -63,20 +131,5 @@ def retrieval_recall(
             "To every query something in the index must belong. "
             f"Received: a query label {lost} that the index does not have"
         )
-    ranks = []
-    for start in range(0, len(queries), block_size):
-        rows = slice(start, start + block_size)
-        similarity = queries[rows] @ index.T
-        belongs = query_labels[rows, None] == index_labels[None, :]
-        best = np.where(belongs, similarity, -np.inf).max(axis=1, keepdims=True)
-        ranks.append(1 + ((similarity >= best) & ~belongs).sum(axis=1))
-    ranks = np.concatenate(ranks)
-    shares = {f"R@{k}": float(np.mean(ranks <= k)) for k in ks}
-    return {**shares, "median_rank": float(np.median(ranks))}
-
-
-def _unit(x) -> np.ndarray:
-    x = np.asarray(x, "float32")
-    if x.ndim != 2 or not len(x):
-        raise ValueError(f"Embeddings must have the shape (N, D). Received: shape {x.shape}")
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    _, numbers = np.unique(np.concatenate([query_labels, index_labels]), return_inverse=True)
+    return numbers[: len(queries)], numbers[len(queries) :]

@@ -51,14 +51,20 @@ def _vocabulary() -> tuple[tuple[str, ...], dict[tuple[str, str], int]]:
 
 
 @functools.cache
-def _ids() -> dict[str, int]:
-    return {token: i for i, token in enumerate(_vocabulary()[0])}
+def _tokens(num_merges: int) -> tuple[str, ...]:
+    """Tokens by id, of the vocabulary that has the first merges only."""
+    return (*_vocabulary()[0][: 512 + num_merges], START, END)
+
+
+@functools.cache
+def _ids(num_merges: int) -> dict[str, int]:
+    return {token: i for i, token in enumerate(_tokens(num_merges))}
 
 
 @functools.lru_cache(maxsize=2**17)
-def _piece_ids(piece: str) -> tuple[int, ...]:
+def _piece_ids(piece: str, num_merges: int) -> tuple[int, ...]:
     """Ids of one piece of text (a word, a digit, a run of signs), by merging pairs of symbols."""
-    ids = _ids()
+    ids = _ids(num_merges)
     if piece in (START, END):
         return (ids[piece],)
     symbols = [_byte_symbols()[byte] for byte in piece.encode("utf-8")]
@@ -67,7 +73,7 @@ def _piece_ids(piece: str) -> tuple[int, ...]:
     while len(symbols) > 1:
         pairs = zip(symbols, symbols[1:], strict=False)
         best = min(pairs, key=lambda pair: ranks.get(pair, _NUM_MERGES))
-        if best not in ranks:
+        if ranks.get(best, _NUM_MERGES) >= num_merges:
             break
         merged, i = [], 0
         while i < len(symbols):
@@ -94,6 +100,9 @@ class CLIPTokenizer:
         truncate: cut what is too long and put the end token last; `False` refuses it.
         fix_text: repair broken characters ("mojibake") with ftfy, as the official code does where
             ftfy is installed.
+        num_merges: how many of the vocabulary's merges are used, from the most frequent on; `None`
+            is all 48,894. With fewer, rare words are spelt in pieces, and a small model trained
+            from scratch needs no vector for each of 49,408 ids.
 
     Call arguments:
         texts: a string, or a sequence of strings.
@@ -102,7 +111,7 @@ class CLIPTokenizer:
         int32 `(N, context_length)`.
 
     Raises:
-        ValueError: a text is too long and `truncate` is `False`.
+        ValueError: a text is too long and `truncate` is `False`; numbers out of range.
 
     Example:
 
@@ -118,30 +127,43 @@ class CLIPTokenizer:
         Units, 2016.
     """
 
-    def __init__(self, context_length: int = 77, truncate: bool = False, fix_text: bool = True):
+    def __init__(
+        self,
+        context_length: int = 77,
+        truncate: bool = False,
+        fix_text: bool = True,
+        num_merges: int | None = None,
+    ):
         if not isinstance(context_length, int) or context_length < 3:
             raise ValueError(
                 "`context_length` must be an int of at least 3: start, one token, end. "
                 f"Received: context_length={context_length}"
             )
+        if num_merges is not None and not 0 <= num_merges <= _NUM_MERGES:
+            raise ValueError(
+                f"`num_merges` must be `None` or an int from 0 to {_NUM_MERGES}. "
+                f"Received: num_merges={num_merges}"
+            )
+        self.num_merges = num_merges
+        self._merges = _NUM_MERGES if num_merges is None else num_merges
         self.context_length = context_length
         self.truncate = bool(truncate)
         self.fix_text = bool(fix_text)
 
     @property
     def vocabulary_size(self) -> int:
-        """Number of ids, 49408."""
-        return len(_vocabulary()[0])
+        """Number of ids: 514 and the merges; 49408 with all of them."""
+        return len(_tokens(self._merges))
 
     @property
     def start_id(self) -> int:
         """The id that begins a sequence."""
-        return _ids()[START]
+        return _ids(self._merges)[START]
 
     @property
     def end_id(self) -> int:
         """The id that ends a sequence; the largest of all."""
-        return _ids()[END]
+        return _ids(self._merges)[END]
 
     def clean(self, text: str) -> str:
         """The text that is cut into tokens: repaired, white space collapsed, lower case."""
@@ -153,11 +175,11 @@ class CLIPTokenizer:
     def encode(self, text: str) -> list[int]:
         """Ids of a text of any length, without start and end."""
         pieces = _PIECES.findall(self.clean(text))
-        return [i for piece in pieces for i in _piece_ids(piece)]
+        return [i for piece in pieces for i in _piece_ids(piece, self._merges)]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids; every word is followed by a space, as in the official code."""
-        tokens = _vocabulary()[0]
+        tokens = _tokens(self._merges)
         text = "".join(tokens[int(i)] for i in ids)
         byte_of = {symbol: byte for byte, symbol in enumerate(_byte_symbols())}
         data = bytes(byte_of[symbol] for symbol in text)
@@ -183,6 +205,7 @@ class CLIPTokenizer:
             "context_length": self.context_length,
             "truncate": self.truncate,
             "fix_text": self.fix_text,
+            "num_merges": self.num_merges,
         }
 
     @classmethod
