@@ -19,9 +19,12 @@ from keras_ssl.evaluation import (
     Protocol,
     attention_mask,
     attention_segmentation,
+    centred_box,
     jaccard_index,
     nearest_neighbours,
+    otsu_threshold,
     patch_features,
+    threshold_masks,
 )
 from keras_ssl.visualization import attention_maps, feature_pca
 from keras_ssl.visualization.features import principal_components
@@ -177,6 +180,42 @@ def test_attention_that_is_the_mask_scores_one():
     assert result.details["jaccard_by_head"] == [1.0, 0.25]
 
 
+# ---- what needs no network
+
+
+def test_otsu_splits_where_the_variance_between_is_greatest():
+    rng = np.random.default_rng(7)
+    values = np.concatenate([rng.normal(0, 1, 300), rng.normal(6, 1, 200)])
+    threshold = otsu_threshold(values)
+
+    # Value by value instead of by a histogram.
+    def between(t):
+        low, high = values[values <= t], values[values > t]
+        return len(low) * len(high) * (low.mean() - high.mean()) ** 2
+
+    best = max(between(t) for t in np.sort(values)[:-1])
+    assert between(threshold) > 0.999 * best and 2 < threshold < 4
+    assert otsu_threshold(np.full(5, 3.0)) == 3.0
+
+
+def test_baselines_of_segmentation():
+    rng = np.random.default_rng(8)
+    masks = np.zeros((6, 32, 32), "bool")
+    masks[:, 8:24, 8:24] = True
+    flat = np.full((6, 32, 32, 3), 60, "uint8")
+    bright, dark = (np.where(masks[..., None], value, flat) for value in (200, 10))
+    for pictures in (bright, dark):
+        np.testing.assert_array_equal(threshold_masks(pictures), masks)
+    # Noise of the same mean brightness: only its contrast shows it.
+    noisy = np.where(masks[..., None], rng.integers(0, 121, flat.shape), flat)
+    np.testing.assert_array_equal(threshold_masks(noisy, "contrast"), masks)
+    assert jaccard_index(threshold_masks(noisy), masks).mean() < 0.6
+    np.testing.assert_array_equal(centred_box(masks), masks[0])
+    figures = evaluation.segmentation_baselines(bright, masks, np.roll(masks, 1, axis=1))
+    assert figures["whole picture"] == 0.25 and figures["threshold on luminance"] == 1
+    assert 0.75 < figures["box in the middle"] <= 1
+
+
 # ---- pictures
 
 
@@ -310,6 +349,8 @@ def few(**changes):
             ),
             r"shape \(1, 4, 4\)",
         ),
+        (lambda: threshold_masks(np.ones((1, 4, 4, 3)), "hue"), "of='hue'"),
+        (lambda: threshold_masks(np.ones((1, 4, 4, 3)), "contrast"), "cells=8"),
         (lambda: principal_components(np.ones((2, 5)), 3), r"shape \(2, 5\)"),
         (lambda: feature_pca(None, np.ones((1, 4, 4, 2))), r"shape \(1, 4, 4, 2\)"),
         (lambda: nearest_neighbours(None, np.ones((1, 2)), np.ones((3, 2)), 4), "count=4"),

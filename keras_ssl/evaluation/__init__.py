@@ -25,7 +25,15 @@ from keras_ssl.evaluation.protocol import (
     extract_features,
     pixel_features,
 )
+from keras_ssl.evaluation.reidentification import mean_average_precision
 from keras_ssl.evaluation.retrieval import retrieval_recall
+from keras_ssl.evaluation.segmentation_baselines import (
+    centred_box,
+    otsu_threshold,
+    segmentation_baselines,
+    threshold_masks,
+)
+from keras_ssl.evaluation.similarity_index import SimilarityIndex
 from keras_ssl.evaluation.templates import TEMPLATES
 from keras_ssl.evaluation.zero_shot import ZeroShotClassifier, zero_shot_classifier
 
@@ -37,22 +45,28 @@ __all__ = [
     "LinearProbeProtocol",
     "LinearSegmentationProtocol",
     "Protocol",
+    "SimilarityIndex",
     "TEMPLATES",
     "ZeroShotClassifier",
     "alignment",
     "attention_maps",
     "attention_mask",
     "attention_segmentation",
+    "centred_box",
     "extract_features",
     "feature_std",
     "jaccard_index",
     "label_fraction",
     "mean_cosine",
+    "mean_average_precision",
     "nearest_neighbours",
+    "otsu_threshold",
     "patch_features",
     "pixel_features",
     "rankme",
     "retrieval_recall",
+    "segmentation_baselines",
+    "threshold_masks",
     "uniformity",
     "zero_shot_classifier",
 ]

@@ -5,14 +5,14 @@ from keras import ops
 
 from keras_ssl.layers.dino_head import DINOHead
 from keras_ssl.losses.dino import Center, DINOLoss, mean_entropy
-from keras_ssl.models.ssl_task import SSLTask, default_views, feature_dim
-from keras_ssl.training.momentum_teacher import MomentumTeacher
+from keras_ssl.models.self_distillation import SelfDistillation, options_of
+from keras_ssl.models.ssl_task import feature_dim
 from keras_ssl.training.optimizers import AdamW
 from keras_ssl.training.schedules import LinearWarmup, WarmupCosine, scale_learning_rate
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
-class DINO(MomentumTeacher, SSLTask):
+class DINO(SelfDistillation):
     """DINO: the student's crops must agree with what a slow teacher says of whole views.
 
     The teacher `g'` sees the global views, the student `g` all crops; both end in a softmax over
@@ -110,54 +110,21 @@ class DINO(MomentumTeacher, SSLTask):
         seed: int | None = None,
         name: str | None = None,
     ):
-        if predict_with not in ("teacher", "student"):
-            raise ValueError(
-                '`predict_with` must be "teacher" or "student". '
-                f"Received: predict_with={predict_with!r}"
-            )
-        if not min(teacher_temperature, warmup_teacher_temperature) > 0:
-            raise ValueError(
-                "Temperatures must be greater than 0. Received: teacher_temperature="
-                f"{teacher_temperature}, warmup_teacher_temperature={warmup_teacher_temperature}"
-            )
+        options = options_of(locals())
         if getattr(backbone, "input_spec", None) is not None:
             # A functional model insists on the size that it was made with; its layers may not.
             backbone.input_spec = keras.layers.InputSpec(ndim=4)
-        if augmenter == "auto":
-            augmenter = default_views(recipe, backbone, seed, num_local_views=num_local_views)
         super().__init__(
             backbone,
+            options,
+            recipe,
+            num_local_views,
+            augmenter,
+            seed,
             pooling=pooling,
-            augmenter=augmenter,
             preprocessor=preprocessor,
-            seed=seed,
             name=name,
         )
-        # What `get_config` gives back.
-        self._options = dict(
-            output_dim=output_dim,
-            hidden_dim=hidden_dim,
-            bottleneck_dim=bottleneck_dim,
-            num_head_layers=num_head_layers,
-            head_batch_norm=head_batch_norm,
-            normalize_last_layer=normalize_last_layer,
-            num_global_views=num_global_views,
-            student_temperature=student_temperature,
-            teacher_temperature=teacher_temperature,
-            warmup_teacher_temperature=warmup_teacher_temperature,
-            warmup_teacher_epochs=warmup_teacher_epochs,
-            center_momentum=center_momentum,
-            momentum=momentum,
-            momentum_schedule=momentum_schedule,
-            freeze_last_layer=freeze_last_layer,
-            base_learning_rate=base_learning_rate,
-            predict_with=predict_with,
-        )
-        self.num_global_views = num_global_views
-        self.output_dim = output_dim
-        self.freeze_last_layer = freeze_last_layer
-        self.base_learning_rate = base_learning_rate
-        self.predict_with = predict_with
         self.head = DINOHead(
             output_dim,
             hidden_dim,
@@ -169,7 +136,7 @@ class DINO(MomentumTeacher, SSLTask):
             name="dino_head",
         )
         self.head.build((None, feature_dim(backbone, self.pooling)))
-        self.add_teacher("backbone", "head", momentum=momentum, schedule=momentum_schedule)
+        self.add_teacher("backbone", "head")
         self.center = Center(output_dim, center_momentum, name="center")
         self.dino_loss = DINOLoss(student_temperature)
         self.teacher_schedule = LinearWarmup(
@@ -177,10 +144,6 @@ class DINO(MomentumTeacher, SSLTask):
             warmup_teacher_epochs,
             start=warmup_teacher_temperature,
             warmup_includes_peak=True,
-        )
-        # Length of an epoch in batches, of the first `fit`; 0 before.
-        self.epoch_batches = self.add_weight(
-            shape=(), dtype="int", initializer="zeros", trainable=False, name="epoch_batches"
         )
         self.teacher_entropy = keras.metrics.Mean(name="teacher_entropy")
         self.teacher_student_kl = keras.metrics.Mean(name="teacher_student_kl")
@@ -211,10 +174,6 @@ class DINO(MomentumTeacher, SSLTask):
             recipe="dino_small",
         )
         return cls(backbone, **{**defaults, **kwargs})
-
-    @property
-    def embedding_backbone(self):
-        return self.teacher_backbone if self.predict_with == "teacher" else self.backbone
 
     def project(self, views, training=False, backbone=None, head=None):
         """Logits `(V, N, K)` of `V` views, which pass one size after the other.
@@ -265,11 +224,6 @@ class DINO(MomentumTeacher, SSLTask):
             self.center.update(t)  # after it was used
         return loss
 
-    def _plan(self, batch_size, steps_per_epoch, epochs, initial_epoch):
-        super()._plan(batch_size, steps_per_epoch, epochs, initial_epoch)
-        if steps_per_epoch is not None and not int(self.epoch_batches):
-            self.epoch_batches.assign(steps_per_epoch)
-
     def default_optimizer(self, total_steps, batch_size, steps_per_epoch):
         """AdamW, each gradient clipped to norm 3, ten epochs of warm-up, cosine to 1e-6.
 
@@ -294,6 +248,3 @@ class DINO(MomentumTeacher, SSLTask):
             },
             clip_group_norm=3.0,
         )
-
-    def get_config(self):
-        return {**super().get_config(), **self._options}

@@ -10,18 +10,14 @@ from keras_ssl.losses.ibot import IBOTPatchLoss, masked_patches
 from keras_ssl.losses.koleo import KoLeoLoss
 from keras_ssl.losses.sinkhorn import sinkhorn_knopp
 from keras_ssl.models.resolution import at_image_size
-from keras_ssl.models.ssl_task import SSLTask, default_views
-from keras_ssl.training.momentum_teacher import MomentumTeacher
+from keras_ssl.models.self_distillation import SelfDistillation, options_of
+from keras_ssl.training.cross_device import all_reduce_sum
 from keras_ssl.training.optimizers import AdamW
 from keras_ssl.training.schedules import WarmupCosine, scale_learning_rate
 
-# Arguments that `get_config` of the base gives back, or that went into the augmenter.
-_NO_OPTION = {"self", "__class__", "backbone", "preprocessor", "seed", "name"}
-_NO_OPTION |= {"augmenter", "num_local_views", "recipe"}
-
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
-class DINOv2(MomentumTeacher, SSLTask):
+class DINOv2(SelfDistillation):
     """DINOv2: agree with a slow teacher on the picture and on the patches that were hidden.
 
     Of two global views and some local ones, the student `g` sees the global ones with blocks of
@@ -140,16 +136,12 @@ class DINOv2(MomentumTeacher, SSLTask):
         seed: int | None = None,
         name: str | None = None,
     ):
-        # What `get_config` gives back.
-        options = {option: value for option, value in locals().items() if option not in _NO_OPTION}
-        for option, allowed in (
-            ("centering", ("sinkhorn_knopp", "centering")),
-            ("predict_with", ("teacher", "student")),
-        ):
-            if options[option] not in allowed:
-                raise ValueError(
-                    f"`{option}` must be one of {allowed}. Received: {option}={options[option]!r}"
-                )
+        options = options_of(locals())
+        if centering not in ("sinkhorn_knopp", "centering"):
+            raise ValueError(
+                '`centering` must be one of "sinkhorn_knopp" and "centering". '
+                f"Received: centering={centering!r}"
+            )
         if not mask_probability > 0:
             raise ValueError(
                 "`mask_probability` must be greater than 0; keras_ssl.models.DINO masks nothing. "
@@ -160,20 +152,17 @@ class DINOv2(MomentumTeacher, SSLTask):
                 "DINOv2 needs a ViTBackbone with a class token and a mask token: pass "
                 f"use_mask_token=True. Received: backbone={backbone!r}"
             )
-        if augmenter == "auto":
-            augmenter = default_views(recipe, backbone, seed, num_local_views=num_local_views)
         super().__init__(
             backbone,
+            options,
+            recipe,
+            num_local_views,
+            augmenter,
+            seed,
             pooling="token",
-            augmenter=augmenter,
             preprocessor=preprocessor,
-            seed=seed,
             name=name,
         )
-        self._options = options
-        for option, value in options.items():
-            if option not in ("momentum", "momentum_schedule"):  # the teacher's
-                setattr(self, option, value)
         dims = output_dim, hidden_dim, bottleneck_dim
         self.dino_head = self._make_head("dino_head", *dims)
         self.ibot_head = self.teacher_ibot_head = None
@@ -182,7 +171,7 @@ class DINOv2(MomentumTeacher, SSLTask):
             dims = tuple(own or dim for own, dim in zip(given, dims, strict=True))
             self.ibot_head = self._make_head("ibot_head", *dims)
         networks = ("backbone", "dino_head", "ibot_head")[: 3 if separate_head else 2]
-        self.add_teacher(*networks, momentum=momentum, schedule=momentum_schedule)
+        self.add_teacher(*networks)
         self.dino_center = Center(output_dim, center_momentum, name="dino_center")
         self.ibot_center = Center(dims[0], center_momentum, name="ibot_center")
         self.masking = BlockMasking(
@@ -191,10 +180,6 @@ class DINOv2(MomentumTeacher, SSLTask):
         self.dino_loss = DINOLoss(student_temperature, reduction="sum")
         self.ibot_loss = IBOTPatchLoss(student_temperature)
         self.koleo_loss = KoLeoLoss()
-        # Length of an epoch in batches, of the first `fit`; 0 before.
-        self.epoch_batches = self.add_weight(
-            shape=(), dtype="int", initializer="zeros", trainable=False, name="epoch_batches"
-        )
         names = ("dino_global", "dino_local", "ibot", "koleo")
         names = (*names, "teacher_entropy", "teacher_student_kl")
         self.trackers = {name: keras.metrics.Mean(name=name) for name in names}
@@ -238,10 +223,6 @@ class DINOv2(MomentumTeacher, SSLTask):
         return cls(backbone, **{**defaults, **kwargs})
 
     at_image_size = at_image_size
-
-    @property
-    def embedding_backbone(self):
-        return self.teacher_backbone if self.predict_with == "teacher" else self.backbone
 
     def draw_masks(self, views, training=False):
         """Which patches the student does not see, bool `(2N, P)`."""
@@ -320,8 +301,9 @@ class DINOv2(MomentumTeacher, SSLTask):
         if training and self.centering == "centering":  # after they were used
             self.dino_center.update(t_token)
             valid = ops.cast(valid, "float32")[:, None]
-            count = ops.sum(valid)
+            count = all_reduce_sum(ops.sum(valid))
             total = ops.sum(ops.cast(t_patch, "float32") * valid, axis=0, keepdims=True)
+            total = all_reduce_sum(total)
             center = ops.convert_to_tensor(self.ibot_center.center)
             mean = ops.where(count > 0, total / ops.maximum(count, 1.0), center)
             self.ibot_center.update(mean)
@@ -334,11 +316,6 @@ class DINOv2(MomentumTeacher, SSLTask):
         mean = DINOLoss(self.student_temperature)(ops.stop_gradient(s_token), p_token)
         self.trackers["teacher_entropy"].update_state(entropy)
         self.trackers["teacher_student_kl"].update_state(mean - entropy)
-
-    def _plan(self, batch_size, steps_per_epoch, epochs, initial_epoch):
-        super()._plan(batch_size, steps_per_epoch, epochs, initial_epoch)
-        if steps_per_epoch is not None and not int(self.epoch_batches):
-            self.epoch_batches.assign(steps_per_epoch)
 
     def default_optimizer(self, total_steps, batch_size, steps_per_epoch):
         """AdamW with layer-wise learning rates, ten epochs of warm-up, cosine to 1e-6.
@@ -376,4 +353,4 @@ class DINOv2(MomentumTeacher, SSLTask):
     def get_config(self):
         config = super().get_config()
         del config["pooling"]  # the class token
-        return {**config, **self._options}
+        return config
