@@ -16,7 +16,7 @@ import numpy as np
 
 import keras_ssl
 from keras_ssl.augmentation import Views
-from keras_ssl.callbacks import Checkpoint
+from keras_ssl.callbacks import Checkpoint, KNNEvaluation, LinearProbe
 from keras_ssl.evaluation import KNNProtocol, LinearProbeProtocol
 
 # Protocols of every figure in the README's table.
@@ -25,11 +25,15 @@ PROTOCOLS = {"knn": KNNProtocol(k=20), "linear": LinearProbeProtocol(epochs=20, 
 
 @dataclasses.dataclass
 class Data:
-    """Labelled pictures `(images, labels)` in two parts; training sees no label."""
+    """Labelled pictures `(images, labels)` in two parts; training sees no label.
+
+    `captions` are those of the train part, where the data has any.
+    """
 
     name: str
     train: tuple
     test: tuple
+    captions: np.ndarray | None = None
 
 
 def load(source: str) -> Data:
@@ -37,8 +41,9 @@ def load(source: str) -> Data:
     archive that has `train/` and `test/`, as CIFAR-10's."""
     if source == "emoji":
         emoji = keras_ssl.datasets.load_emoji(image_size=32, background=(255, 255, 255))
-        parts = emoji.split(test_fraction=0.2, seed=0)
-        return Data("emoji", *((part.images, part.labels) for part in parts))
+        train, test = emoji.split(test_fraction=0.2, seed=0)
+        parts = ((part.images, part.labels) for part in (train, test))
+        return Data("emoji", *parts, train.captions)
     parts = [keras_ssl.datasets.load_arrays(source, subset=part)[:2] for part in ("train", "test")]
     return Data(os.path.basename(source).split(".")[0], *parts)
 
@@ -61,17 +66,51 @@ def arguments(doc: str, **defaults) -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, help="for a batch of 256")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", help="default: runs/<recipe>_<data>")
+    parser.add_argument(
+        "--watch", action="store_true", help="log k-NN and linear accuracy ten times or fewer"
+    )
     parser.set_defaults(**defaults)
     args = parser.parse_args()
     args.recipe = os.path.splitext(os.path.basename(parser.prog))[0]
     return args
 
 
-def run(build, doc: str, callbacks=(), **defaults):
+def watch(data: Data, epochs: int, most: int = 10_000) -> list:
+    """Callbacks that log the protocols' figures ten times in a run (after every epoch of fewer).
+
+    At most so many pictures are learned from, and a fifth as many tested. The best epoch of such
+    a log was chosen on test pictures.
+    """
+    parts = {}
+    for part, (images, labels), count in (
+        ("train", data.train, most),
+        ("test", data.test, most // 5),
+    ):
+        rows = np.random.default_rng(0).permutation(len(images))[:count]
+        parts[part] = images[rows], labels[rows]
+    every = -(-epochs // 10)
+    return [
+        KNNEvaluation(**parts, k=PROTOCOLS["knn"].k, every=every),
+        LinearProbe(**parts, training_epochs=PROTOCOLS["linear"].epochs, every=every),
+    ]
+
+
+def baselines(model, data: Data, output: str) -> dict:
+    """Figures of raw pixels and of the untrained model, kept for when the run goes on."""
+    path = os.path.join(output, "baselines.json")
+    if not os.path.exists(path):
+        figures = {"pixels": measure("pixels", data), "untrained": measure(model, data)}
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(figures, file, indent=1)
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
+
+
+def run(build, doc: str, callbacks=(), captions=False, **defaults):
     """Pretrains what `build(image_shape, args)` gives, measures it and saves it.
 
-    A run that was stopped goes on from its last epoch. Returns the model, the data and the folder
-    of the run.
+    A run that was stopped goes on from its last epoch. With `captions` the model learns from
+    pictures and theirs. Returns the model, the data and the folder of the run.
     """
     args = arguments(doc, **defaults)
     data = load(args.data)
@@ -80,20 +119,22 @@ def run(build, doc: str, callbacks=(), **defaults):
     os.makedirs(output, exist_ok=True)
     keras.utils.set_random_seed(args.seed)
     model = build(data.train[0].shape[1:], args)
-    untrained = measure(model, data)
+    before = baselines(model, data, output)
     model.compile(learning_rate=args.learning_rate)
     found, done = Checkpoint.latest(checkpoints) or (None, 0)
     if found:
         print(f"Going on after epoch {done}, from {found}")
         model = keras.saving.load_model(found)
     start, processor = time.time(), time.process_time()
+    pairs = {"images": data.train[0], "texts": data.captions}
     model.fit(
-        data.train[0],
+        pairs if captions else data.train[0],
         batch_size=args.batch_size,
         epochs=args.epochs,
         initial_epoch=done,
         verbose=2,
         callbacks=[
+            *(watch(data, args.epochs) if args.watch else ()),
             keras.callbacks.CSVLogger(os.path.join(output, "log.csv"), append=bool(found)),
             *callbacks,
             Checkpoint(checkpoints),
@@ -109,8 +150,7 @@ def run(build, doc: str, callbacks=(), **defaults):
         "parameters": {"backbone": model.backbone.count_params()},
         "first_epoch": done,
         "training_seconds": seconds,
-        "pixels": measure("pixels", data),
-        "untrained": untrained,
+        **before,
         "trained": measure(model, data),
         "protocols": {name: protocol.to_dict() for name, protocol in PROTOCOLS.items()},
     }

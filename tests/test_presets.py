@@ -15,6 +15,7 @@ import torch
 from hub_server import serve
 from keras import ops
 from toy import crops, images, mae, vit
+from toy import moco as moco_toy
 
 import keras_ssl
 from keras_ssl import converters, presets
@@ -279,6 +280,41 @@ def test_a_method_over_a_released_encoder(released):
     assert max(moved) > 0
     with pytest.raises(ValueError, match="an encoder alone"):
         keras_ssl.models.SSLTask.from_preset(str(folders["us/dino"]))
+
+
+# === Small files ===
+
+
+def test_stored_in_half_the_bytes(tmp_path):
+    """float16 on the disk, the model's own dtype in memory; what float16 cannot hold stays."""
+    model = moco_toy(encoder := vit(num_layers=1))
+    large = encoder.class_token
+    large.assign(ops.full(large.shape, 1e6))
+    model.seen_batches.assign(70_001)
+    model.save_to_preset(tmp_path / "whole")
+    model.save_to_preset(tmp_path / "half", storage_dtype="float16")
+    loaded = MoCo.from_preset(str(tmp_path / "half"))
+    assert {w.dtype for w in loaded.weights} == {w.dtype for w in model.weights}
+    for found, expected in zip(values(loaded), values(model), strict=True):
+        if expected.dtype == "float32" and np.abs(expected).max() < 65504:
+            expected = expected.astype("float16").astype("float32")
+        np.testing.assert_array_equal(found, expected)
+    for name in ("model.weights.h5", "task.weights.h5"):
+        kinds = {"whole": set(), "half": set()}
+        for folder, found in kinds.items():
+            with h5py.File(tmp_path / folder / name) as file:
+                file.visititems(
+                    lambda _, item, found=found: (
+                        found.add(str(item.dtype)) if isinstance(item, h5py.Dataset) else None
+                    )
+                )
+        assert kinds["half"] >= {"float16"} and "float16" not in kinds["whole"]
+    backbone = ViTBackbone.from_preset(str(tmp_path / "half"))
+    assert_same(backbone, loaded.backbone)
+    model.save_to_preset(tmp_path / "half")  # whole again
+    assert_same(MoCo.from_preset(str(tmp_path / "half")), model)
+    with pytest.raises(ValueError, match="storage_dtype='int8'"):
+        model.save_to_preset(tmp_path / "half", storage_dtype="int8")
 
 
 # === Safety ===

@@ -1,138 +1,220 @@
-"""Makes a preset that ships with keras_ssl, by one command:
+"""Makes the presets that ship with keras_ssl, checks them, and prints their table.
 
     KERAS_BACKEND=tensorflow python tools/train_zoo.py byol_resnet_cifar10 --cifar10 cifar10.tar.gz
+    KERAS_BACKEND=torch python tools/train_zoo.py --check --cifar10 cifar10.tar.gz
+    python tools/train_zoo.py --table
 
-runs the recipe (unless its result is there; a run that was stopped goes on), puts the preset into
-presets/, loads it again by its name, measures it and writes its model card with the figures of
-the file as it ships. Training is seeded and the same on every backend up to rounding.
+The first runs a recipe of examples/ (one that was stopped goes on, one that is done is not
+repeated), stores its preset with float16 weights in presets/, loads that by its name, measures it
+by `keras_ssl.runs.evaluate`, as `keras-ssl evaluate` does, and writes its model card. The second
+measures what is in presets/ again and fails where a figure is not that of the card. Training is
+seeded and the same on every backend up to rounding.
 """
 
 import argparse
 import csv
-import importlib
+import dataclasses
 import json
 import os
-import shutil
+import subprocess
 import sys
 
+from model_cards import NAMES, card, draw, table
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path[:0] = [os.path.join(ROOT, "benchmarks"), os.path.join(ROOT, "examples")]
+EXAMPLES = os.path.join(ROOT, "examples")
+PRESETS = os.path.join(ROOT, "presets")
+TOLERANCE = 0.003
 
-import accuracy  # noqa: E402
-import matplotlib  # noqa: E402
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """How a preset is made: recipe of examples/, data, epochs, and what the network is."""
 
-# Name of the preset: recipe, data, the paper, and what the network is.
+    recipe: str
+    data: str
+    epochs: int
+    network: str
+    protocols: tuple = ("knn", "linear")
+
+
 RESNET = "a small residual network (`keras_ssl.backbones.small_resnet`)"
+PAIRS = ("knn", "linear", "retrieval")
 ZOO = {
-    f"{recipe}_resnet_{data}": (recipe, data, RESNET)
-    for recipe in accuracy.RECIPES
-    if recipe not in ("mae", "dinov2")
-    for data in ("cifar10", "emoji")
+    "mae_vit_nano_cifar10": Entry("mae", "cifar10", 13, "ViT-nano, 128 wide, 6 blocks, patch 4"),
+    "simclr_resnet_cifar10": Entry("simclr", "cifar10", 15, RESNET),
+    "moco_resnet_cifar10": Entry("moco", "cifar10", 5, RESNET),
+    "moco_v3_resnet_cifar10": Entry("moco_v3", "cifar10", 5, RESNET),
+    "byol_resnet_cifar10": Entry("byol", "cifar10", 5, RESNET),
+    "simsiam_resnet_cifar10": Entry("simsiam", "cifar10", 5, RESNET),
+    "barlow_twins_resnet_cifar10": Entry("barlow_twins", "cifar10", 5, RESNET),
+    "vicreg_resnet_cifar10": Entry("vicreg", "cifar10", 5, RESNET),
+    "dino_resnet_cifar10": Entry("dino", "cifar10", 5, RESNET),
+    "dino_resnet_emoji": Entry("dino", "emoji", 10, RESNET),
+    "dinov2_vit_cifar10": Entry("dinov2", "cifar10", 5, "a ViT, 96 wide, 4 blocks, patch 8"),
+    "siglip_resnet_emoji": Entry(
+        "siglip", "emoji", 30, f"{RESNET} and a text transformer, 96 wide, 2 blocks", PAIRS
+    ),
+    "align_efficientnet_emoji": Entry(
+        "align", "emoji", 12, "keras-hub's EfficientNet and BERT, very small", PAIRS
+    ),
 }
-DATA = {
-    "cifar10": "CIFAR-10 (Krizhevsky 2009), 50,000 training pictures of 32 px, without labels",
-    "emoji": "the emoji that ship with keras_ssl (7,451 pictures, 32 px, on white), without labels",
-}
-CARD = """# {name}
-
-{doc}
-
-| | |
-| --- | --- |
-| load | `keras_ssl.models.{method}.from_preset("{name}")` |
-| network | {network}, {parameters:,} parameters |
-| data | {data} |
-| recipe | `KERAS_BACKEND={backend} python examples/{recipe}.py --data ... --epochs {epochs}` |
-| seed | {seed} |
-| made by | `python tools/train_zoo.py {name} --cifar10 ...` |
-| time | {minutes:.0f} minutes of processor time on one core |
-| licence | Apache-2.0 |
-
-| last epoch | raw pixels | untrained | this preset |
-| --- | --- | --- | --- |
-{rows}
-
-Measured on the shipped file. Protocols: {protocols}.
-
-![loss](loss.png)
-"""
 
 
-def curve(log, picture):
-    """The log of the run as a picture."""
-    with open(log, encoding="utf-8") as file:
+def evaluated(model, data, entry):
+    """Figures by name in [0, 1], and the protocols behind them."""
+    import common
+
+    from keras_ssl import runs
+
+    k, epochs = common.PROTOCOLS["knn"].k, common.PROTOCOLS["linear"].epochs
+    figures, protocols = {}, []
+    for result in runs.evaluate(model, data, entry.protocols, k=k, linear_epochs=epochs):
+        kind = result.protocol["protocol"]
+        if kind == "retrieval":
+            figures |= {name: result.metrics[name] for name in ("image_R@5", "text_R@5")}
+        else:
+            figures["linear" if kind == "linear_probe" else kind] = result.top1
+        protocols.append(result.protocol)
+    return figures, protocols
+
+
+def command_of(name, entry, backend=None):
+    protocols = " ".join(f"-p {protocol}" for protocol in entry.protocols)
+    data = "emoji" if entry.data == "emoji" else "cifar10.tar.gz"
+    return f"keras-ssl evaluate {name} --data {data} {protocols} --linear-epochs 20"
+
+
+def measure(name, entry, source, log):
+    """The figures of a shipped preset beside pixels and the same network untrained."""
+    import keras
+
+    import keras_ssl
+    from keras_ssl import runs
+
+    data = runs.load_data(source, 32)
+    model = runs.load_model(name)
+    figures, protocols = evaluated(model, data, entry)
+    keras.utils.set_random_seed(log["seed"])
+    untrained = keras_ssl.models.SSLTask.from_preset(name, load_weights=False)
+    plain = dataclasses.replace(entry, protocols=("knn", "linear"))
+    return {
+        **log,
+        "name": name,
+        "method": type(model).__name__,
+        "data": entry.data,
+        "parameters": {"backbone": model.backbone.count_params(), "all": model.count_params()},
+        "figures": figures,
+        "untrained": evaluated(untrained, data, entry)[0],
+        "pixels": evaluated("pixels", data, plain)[0],
+        "protocols": protocols,
+        "command": command_of(name, entry),
+    }
+
+
+def log_of(run, entry):
+    """What the run's files say: options, time, and figures after every epoch if it was watched."""
+    with open(os.path.join(run, "result.json"), encoding="utf-8") as file:
+        result = json.load(file)
+    with open(os.path.join(run, "log.csv"), encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    figure, axes = plt.subplots(figsize=(4, 2.5), layout="constrained")
-    axes.plot([int(row["epoch"]) + 1 for row in rows], [float(row["loss"]) for row in rows])
-    axes.set(xlabel="epoch", ylabel="loss")
-    figure.savefig(picture, dpi=80)
-    plt.close(figure)
+    curves = {
+        name: [float(row[column]) for row in rows]
+        for name, column in (("loss", "loss"), ("knn", "knn_top1"), ("linear", "linear_top1"))
+        if column in rows[0]
+    }
+    return {
+        "recipe": f"python examples/{entry.recipe}.py --data ... --epochs {len(rows)} --watch",
+        "backend": result["backend"],
+        "seed": result["options"]["seed"],
+        "minutes": result["training_seconds"]["processor"] / 60,
+        "curves": curves,
+    }
 
 
-def card(name, network, result, figures):
-    names = {"knn": "k-NN", "linear": "linear"}
-    rows = [
-        f"| {names[protocol]} | {100 * result['pixels'][protocol]:.1f} % "
-        f"| {100 * result['untrained'][protocol]:.1f} % | **{100 * figures[protocol]:.1f} %** |"
-        for protocol in names
-    ]
-    protocols = "; ".join(json.dumps(protocol) for protocol in result["protocols"].values())
-    doc = importlib.import_module(result["options"]["recipe"]).__doc__.strip().splitlines()
-    return CARD.format(
-        name=name,
-        doc=f"{doc[0]} {next(line for line in doc if line.startswith('Paper:'))}",
-        method=result["method"],
-        network=network,
-        parameters=result["parameters"]["backbone"],
-        data=DATA[result["data"]],
-        backend=result["backend"],
-        recipe=result["options"]["recipe"],
-        epochs=result["options"]["epochs"],
-        seed=result["options"]["seed"],
-        minutes=result["training_seconds"]["processor"] / 60,
-        rows="\n".join(rows),
-        protocols=protocols,
+def make(name, source, run):
+    entry, target = ZOO[name], os.path.join(PRESETS, name)
+    if not os.path.exists(os.path.join(run, "result.json")):
+        command = [sys.executable, os.path.join(EXAMPLES, f"{entry.recipe}.py"), "--watch"]
+        command += ["--data", source, "--epochs", str(entry.epochs), "--output", run]
+        subprocess.run(command, check=True)
+
+    import keras_ssl  # Keras, only once there is something to measure
+
+    model = keras_ssl.models.SSLTask.from_preset(os.path.join(run, "preset"))
+    model.save_to_preset(target, storage_dtype="float16")
+    facts = measure(name, entry, source, log_of(run, entry))
+    draw(facts["curves"], os.path.join(target, "log.png"))
+    facts["bytes"] = sum(
+        os.path.getsize(os.path.join(target, file))
+        for file in os.listdir(target)
+        if file.endswith((".json", ".h5")) and file != "figures.json"
     )
+    with open(os.path.join(target, "figures.json"), "w", encoding="utf-8") as file:
+        json.dump(facts, file, indent=1)
+        file.write("\n")
+    with open(os.path.join(target, "README.md"), "w", encoding="utf-8") as file:
+        file.write(card(facts, entry))
+    print(f"{target}: {facts['figures']}, {facts['bytes'] / 1e6:.1f} MB")
+
+
+def shipped():
+    """Facts of all presets that are there, by name."""
+    found = {}
+    for name in ZOO:
+        path = os.path.join(PRESETS, name, "figures.json")
+        if os.path.exists(path):
+            with open(path, encoding="utf-8") as file:
+                found[name] = json.load(file)
+    return found
+
+
+def check(sources, only):
+    """Prints the card's figures beside those measured now; whether all are the same."""
+    from keras_ssl import runs
+
+    data, same = {}, True
+    for name, facts in shipped().items():
+        source = sources[facts["data"]]
+        if source is None or (only and name != only):
+            continue
+        if facts["data"] not in data:
+            data[facts["data"]] = runs.load_data(source, 32)
+        measured, _ = evaluated(runs.load_model(name), data[facts["data"]], ZOO[name])
+        for figure, value in facts["figures"].items():
+            fine = abs(measured[figure] - value) <= TOLERANCE
+            same &= fine
+            print(
+                f"{name:30} {NAMES[figure]:24} card {100 * value:6.2f}  measured "
+                f"{100 * measured[figure]:6.2f}  {'ok' if fine else 'DIFFERS'}",
+                flush=True,
+            )
+    return same
 
 
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("name", choices=sorted(ZOO))
+    parser.add_argument("name", nargs="?", choices=list(ZOO))
     parser.add_argument("--cifar10", help="folder or archive of CIFAR-10")
-    parser.add_argument("--output", default="runs/accuracy", help="where the runs are")
+    parser.add_argument("--run", help="folder of the run; default: runs/zoo/<name>")
+    parser.add_argument("--check", action="store_true", help="measure what ships again")
+    parser.add_argument("--table", action="store_true", help="print the table of what ships")
     args = parser.parse_args()
-    recipe, data, network = ZOO[args.name]
-    source = args.cifar10 if data == "cifar10" else data
+    sources = {"cifar10": args.cifar10, "emoji": "emoji"}
+    if args.table:
+        print("\n".join(table(shipped())))
+        return
+    sys.path.insert(0, EXAMPLES)
+    if args.check:
+        raise SystemExit(not check(sources, args.name))
+    if args.name is None:
+        parser.error("name a preset, or pass --check or --table")
+    source = sources[ZOO[args.name].data]
     if source is None:
         parser.error("--cifar10 must name the folder or archive of CIFAR-10")
-    if accuracy.result_of(args.output, recipe, data) is None:
-        accuracy.pretrain(args.output, recipe, data, source)
-    run = accuracy.folder(args.output, recipe, data)
-    result = accuracy.result_of(args.output, recipe, data)
-    target = os.path.join(ROOT, "presets", args.name)
-    shutil.copytree(os.path.join(run, "preset"), target, dirs_exist_ok=True)
-
-    import common  # Keras, only once there is something to measure
-
-    import keras_ssl
-
-    model = getattr(keras_ssl.models, result["method"]).from_preset(args.name)
-    figures = common.measure(model, common.load(source))
-    for protocol, figure in figures.items():
-        if abs(figure - result["trained"][protocol]) > 0.003:
-            raise SystemExit(
-                f"The shipped file gives {figure:.4f} ({protocol}), the run had "
-                f"{result['trained'][protocol]:.4f}."
-            )
-    curve(os.path.join(run, "log.csv"), os.path.join(target, "loss.png"))
-    with open(os.path.join(target, "README.md"), "w", encoding="utf-8") as file:
-        file.write(card(args.name, network, result, figures))
-    print(f"{target}: {figures}")
+    make(args.name, source, args.run or os.path.join("runs", "zoo", args.name))
 
 
 if __name__ == "__main__":

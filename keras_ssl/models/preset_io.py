@@ -3,8 +3,10 @@
 import json
 import os
 
+import h5py
 import keras
 import keras_hub
+import numpy as np
 
 from keras_ssl.presets import resolve_preset, warn_of_new_parts
 from keras_ssl.safe_files import replacing
@@ -13,17 +15,50 @@ from keras_ssl.training.subclassed import without_optimizer
 _WEIGHTS = (".weights.h5", ".weights.json")
 
 
-def save(model, preset_dir, write, **kwargs) -> None:
+def save(model, preset_dir, write, storage_dtype=None, **kwargs) -> None:
     """Writes a preset beside its folder and lets it take the folder's place.
 
     Args:
         model: what is saved; its optimizer is left out.
         preset_dir: the folder. Its other files (a model card) are kept.
         write: `write(folder, **kwargs)`, keras-hub's own `save_to_preset`.
+        storage_dtype: see `SSLTask.save_to_preset`.
         **kwargs: of `write`.
     """
+    if storage_dtype not in (None, "float16"):
+        raise ValueError(
+            f'`storage_dtype` must be "float16" or None. Received: storage_dtype={storage_dtype!r}'
+        )
     with replacing(preset_dir, stale=_WEIGHTS) as new, without_optimizer(model):
         write(new, **kwargs)
+        for name in os.listdir(new) if storage_dtype else ():
+            if name.endswith(".weights.h5"):
+                _halve(os.path.join(new, name))
+
+
+def _halve(path: str) -> None:
+    """Rewrites a weight file with its float32 tensors rounded to float16.
+
+    What Keras loads is cast to the dtype of the variable, so nothing else need know. A tensor that
+    float16 cannot hold stays as it is.
+    """
+    largest = np.finfo("float16").max
+
+    def copy(source, target):
+        target.attrs.update(source.attrs)
+        for name, item in source.items():
+            if isinstance(item, h5py.Group):
+                copy(item, target.create_group(name))
+                continue
+            array = item[()]
+            # Infinity would be one in float16, too, but is no reason to round the others to it.
+            if array.dtype == "float32" and not (np.abs(array) > largest).any():
+                array = array.astype("float16")
+            target.create_dataset(name, data=array).attrs.update(item.attrs)
+
+    with h5py.File(path, "r") as source, h5py.File(path + ".half", "w") as target:
+        copy(source, target)
+    os.replace(path + ".half", path)
 
 
 def load_task(cls, preset, load_weights: bool, kwargs: dict):

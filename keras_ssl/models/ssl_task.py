@@ -438,7 +438,7 @@ class SSLTask(keras_hub.models.Task, metaclass=SubclassedModelType):
                 config[key] = keras.saving.deserialize_keras_object(config[key])
         return cls(**config)
 
-    def save_to_preset(self, preset_dir, max_shard_size=10):
+    def save_to_preset(self, preset_dir, max_shard_size=10, storage_dtype=None):
         """Saves configuration and the full state to a folder.
 
         The preset is written beside the folder and then takes its place, so that a save that
@@ -448,8 +448,12 @@ class SSLTask(keras_hub.models.Task, metaclass=SubclassedModelType):
         Args:
             preset_dir: the folder.
             max_shard_size: largest weight file in GB.
+            storage_dtype: `"float16"` rounds what is stored to 11 significant bits: files of half
+                the size, which load as the model's own dtype. Going on from one is then no longer
+                exact. `None` stores the dtype of the variables.
         """
-        preset_io.save(self, preset_dir, super().save_to_preset, max_shard_size=max_shard_size)
+        write = super().save_to_preset
+        preset_io.save(self, preset_dir, write, storage_dtype, max_shard_size=max_shard_size)
 
     @classmethod
     def from_preset(cls, preset, load_weights=True, **kwargs):
