@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 PY      = $(VENV)/bin/python
 BACKENDS ?= torch jax tensorflow
+# Test processes side by side; compiling, most of a test's time, uses one core each.
+WORKERS ?= 2
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 # Everything runs on CPU here; this keeps JAX from looking for more.
 export JAX_PLATFORMS ?= cpu
@@ -21,7 +23,7 @@ demo: $(VENV)/.demo
 ## test: the whole suite, one process per backend
 test: $(VENV)/.test
 	@status=0; for backend in $(BACKENDS); do \
-	  echo "== $$backend"; KERAS_BACKEND=$$backend $(PY) -m pytest tests || status=1; \
+	  echo "== $$backend"; KERAS_BACKEND=$$backend $(PY) -m pytest tests -n $(WORKERS) --dist worksteal || status=1; \
 	done; exit $$status
 
 ## lint: formatting and linting

@@ -13,7 +13,7 @@ import copy
 
 from mae_step import in_turns, timed, timed_fit, worker
 
-MOCO = dict(batch=32, image=64, dim=128, queue=65536, temperature=0.2)
+MOCO = dict(batch=16, image=112, dim=128, queue=65536, temperature=0.2)
 MOCO_V3 = dict(batch=16, image=112, patch=16, dim=256, mlp_dim=4096, temperature=0.2)
 VIT_TINY = dict(hidden_dim=192, num_layers=12, num_heads=3)
 AIM = 1.0
