@@ -52,4 +52,4 @@ def build(image_shape, args):
 
 
 if __name__ == "__main__":
-    run(build, __doc__, captions=True, batch_size=128, epochs=12)
+    run(build, __doc__, captions=True, learning_rate=1e-2, batch_size=128, epochs=12)

@@ -95,9 +95,13 @@ def measure(name, entry, source, log):
     data = runs.load_data(source, 32)
     model = runs.load_model(name)
     figures, protocols = evaluated(model, data, entry)
-    keras.utils.set_random_seed(log["seed"])
-    untrained = keras_ssl.models.SSLTask.from_preset(name, load_weights=False)
     plain = dataclasses.replace(entry, protocols=("knn", "linear"))
+    if set(figures) - set(log["untrained"]):
+        keras.utils.set_random_seed(log["seed"])
+        untrained = keras_ssl.models.SSLTask.from_preset(name, load_weights=False)
+        log["untrained"] = evaluated(untrained, data, entry)[0]
+    if not log["pixels"]:
+        log["pixels"] = evaluated("pixels", data, plain)[0]
     return {
         **log,
         "name": name,
@@ -105,15 +109,13 @@ def measure(name, entry, source, log):
         "data": entry.data,
         "parameters": {"backbone": model.backbone.count_params(), "all": model.count_params()},
         "figures": figures,
-        "untrained": evaluated(untrained, data, entry)[0],
-        "pixels": evaluated("pixels", data, plain)[0],
         "protocols": protocols,
         "command": command_of(name, entry),
     }
 
 
 def log_of(run, entry):
-    """What the run's files say: options, time, and figures after every epoch if it was watched."""
+    """What the run's files say: options, time, baselines, and figures over time if watched."""
     with open(os.path.join(run, "result.json"), encoding="utf-8") as file:
         result = json.load(file)
     with open(os.path.join(run, "log.csv"), encoding="utf-8") as file:
@@ -124,11 +126,13 @@ def log_of(run, entry):
         if column in rows[0]
     }
     return {
-        "recipe": f"python examples/{entry.recipe}.py --data ... --epochs {len(rows)} --watch",
+        "recipe": f"python examples/{entry.recipe}.py --data ... --epochs {len(rows)}",
         "backend": result["backend"],
         "seed": result["options"]["seed"],
         "minutes": result["training_seconds"]["processor"] / 60,
         "curves": curves,
+        "pixels": result.get("pixels", {}),
+        "untrained": result.get("untrained", {}),
     }
 
 
