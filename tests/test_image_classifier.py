@@ -9,6 +9,7 @@ from toy import fill, images, to_numpy, vit
 
 from keras_ssl.layers.image_converter import default_preprocessor
 from keras_ssl.models import ImageClassifier
+from keras_ssl.training.labelled_batches import LabelledBatches
 
 PICTURES = images(24, size=16)
 LABELS = (PICTURES.mean(axis=(1, 2))[:, 0] > PICTURES.mean()).astype("int32")
@@ -72,3 +73,31 @@ def test_wrong_arguments():
         ImageClassifier(vit(), 2, pooling="max")
     with pytest.raises(ValueError, match="no class token"):
         ImageClassifier(vit(use_class_token=False), 2)
+
+
+def test_arrays_sorted_by_class_are_shuffled():
+    """As folders give them. keras-hub's own `fit` would take them in this order."""
+    keras.utils.set_random_seed(0)
+    order = np.argsort(LABELS, kind="stable")
+    seen = LabelledBatches(np.arange(24).reshape(24, 1, 1, 1), LABELS[order], 6, seed=1)
+    rows = []
+    for _ in range(2):
+        batches = [seen[i] for i in range(len(seen))]
+        rows.append(np.concatenate([x.ravel() for x, _ in batches]))
+        np.testing.assert_array_equal(
+            np.concatenate([y for _, y in batches]), LABELS[order][rows[-1]]
+        )
+        seen.on_epoch_end()
+    assert all(sorted(r) == list(range(24)) and (r != np.arange(24)).any() for r in rows)
+    assert (rows[0] != rows[1]).any()
+
+    # Batches of one class alone would end with a model that knows that class only.
+    model = ImageClassifier(vit(num_layers=1), 2)
+    model.compile(keras.optimizers.SGD(0.5))
+    x = (PICTURES[order] / 255.0).astype("float32")
+    history = model.fit(
+        x, LABELS[order], batch_size=6, epochs=12, validation_data=(x, LABELS[order]), verbose=0
+    ).history
+    assert history["val_sparse_categorical_accuracy"][-1] > 0.8
+    with pytest.raises(ValueError, match="validation_data"):
+        model.fit(x, LABELS, validation_data=iter([x]))

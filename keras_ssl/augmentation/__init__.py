@@ -8,5 +8,6 @@ from keras_ssl.augmentation.layers import RandomGrayscale as RandomGrayscale
 from keras_ssl.augmentation.layers import RandomHorizontalFlip as RandomHorizontalFlip
 from keras_ssl.augmentation.layers import RandomResizedCrop as RandomResizedCrop
 from keras_ssl.augmentation.layers import RandomSolarize as RandomSolarize
+from keras_ssl.augmentation.pairs import PairedViews as PairedViews
 from keras_ssl.augmentation.recipes import RECIPES as RECIPES
 from keras_ssl.augmentation.views import Views as Views

@@ -1,4 +1,4 @@
-"""Data: embedded pictures, image folders and archives, tensorflow_datasets."""
+"""Data: embedded pictures, image folders and archives, videos, pairs, tensorflow_datasets."""
 
 from keras_ssl.datasets.emoji import (
     EMOJI_GROUPS,
@@ -15,8 +15,10 @@ from keras_ssl.datasets.folder import (
     image_folder,
     load_arrays,
 )
-from keras_ssl.datasets.scenes import paste_on_photos
+from keras_ssl.datasets.pairs import ImagePairs
+from keras_ssl.datasets.scenes import moving_scene, paste_on_photos
 from keras_ssl.datasets.tfds import from_tfds
+from keras_ssl.datasets.video import read_video, read_videos, write_video
 
 __all__ = [
     "EMOJI_GROUPS",
@@ -25,11 +27,16 @@ __all__ = [
     "EmojiDataset",
     "FolderImages",
     "ImageArrays",
+    "ImagePairs",
     "composite",
     "find_broken_images",
     "from_tfds",
     "image_folder",
     "load_arrays",
     "load_emoji",
+    "moving_scene",
     "paste_on_photos",
+    "read_video",
+    "read_videos",
+    "write_video",
 ]

@@ -4,6 +4,8 @@ import dataclasses
 import hashlib
 import io
 import json
+import os
+import re
 import zipfile
 from collections.abc import Callable, Sequence
 from importlib import resources
@@ -139,6 +141,39 @@ class EmojiDataset:
             )
         return self.select(~test), self.select(test)
 
+    def save_to_folder(self, path: str | os.PathLike, by: str = "groups") -> str:
+        """Write the pictures as a folder of class folders, as one's own pictures may lie.
+
+        Files are `<class>/<caption> <style>.png`; what a file name cannot hold is replaced by "-".
+
+        Args:
+            path: the folder; it may exist, and files of the same names are written over.
+            by: the field that names the class folders: "groups", "subgroups", "captions" or
+                "styles".
+
+        Returns:
+            The path, as a str.
+
+        Raises:
+            ValueError: for another field.
+
+        Example:
+
+        >>> data = keras_ssl.datasets.load_emoji(styles="noto", background=(255, 255, 255))
+        >>> data.save_to_folder("emoji")  # emoji/Food & Drink/red apple noto.png, ...
+        """
+        from PIL import Image
+
+        fields = _choice("by", by, ("groups", "subgroups", "captions", "styles"))
+        for image, name, caption, style in zip(
+            self.images, getattr(self, fields[0]), self.captions, self.styles, strict=True
+        ):
+            folder = os.path.join(path, _file_name(name))
+            os.makedirs(folder, exist_ok=True)
+            file = os.path.join(folder, f"{_file_name(caption)} {style}.png")
+            Image.fromarray(image).save(file)
+        return os.fspath(path)
+
 
 def load_emoji(
     styles: str | Sequence[str] | None = None,
@@ -271,6 +306,10 @@ def _choice(name, values, allowed):
     if unknown or not values:
         raise ValueError(f"{name} must be of {list(allowed)}. Received: {name}={list(values)}")
     return values
+
+
+def _file_name(text):
+    return re.sub(r'[\\/:*?"<>|]+', "-", str(text)).strip(". ")
 
 
 def _read_sheet(content, count, index):

@@ -90,3 +90,46 @@ def paste_on_photos(
         images=composite(drawings, under),
         alphas=np.ascontiguousarray(drawings[..., 3]),
     )
+
+
+def moving_scene(
+    drawing: np.ndarray, photo: np.ndarray, frames: int = 16, image_size: int = 64, seed: int = 0
+) -> np.ndarray:
+    """A short film of a drawing that moves, turns and grows before a photograph that moves too.
+
+    Place, angle, size and the part of the photograph go evenly from one random value to another.
+
+    Args:
+        drawing: uint8 RGBA, (h, w, 4), as `load_emoji()` gives them without a background.
+        photo: uint8, (h, w, 3); enlarged to twice `image_size`.
+        frames: int, how many.
+        image_size: int, side of a frame in pixels.
+        seed: int.
+
+    Returns:
+        uint8, (frames, image_size, image_size, 3).
+
+    Example:
+
+    >>> drawing = keras_ssl.datasets.load_emoji("noto").images[0]
+    >>> photo = np.random.default_rng(0).integers(0, 256, (2, 2, 3), "uint8")
+    >>> keras_ssl.datasets.moving_scene(drawing, photo, frames=8).shape
+    (8, 64, 64, 3)
+    """
+    from PIL import Image
+
+    # x, y and size over the side, degrees, and the corner of the photo's part over the side.
+    low, high = [-0.15, -0.15, 0.5, -40, 0, 0], [0.45, 0.45, 0.8, 40, 1, 1]
+    first, last = np.random.default_rng(seed).uniform(low, high, (2, 6))
+    background = Image.fromarray(photo).resize((2 * image_size,) * 2, Image.Resampling.BICUBIC)
+    film = np.empty((frames, image_size, image_size, 3), "uint8")
+    for row, moment in enumerate(np.linspace(0, 1, frames)):
+        x, y, scale, angle, left, top = first + moment * (last - first)
+        left, top = round(left * image_size), round(top * image_size)
+        picture = background.crop((left, top, left + image_size, top + image_size))
+        size = max(1, round(scale * image_size))
+        thing = Image.fromarray(drawing).resize((size, size), Image.Resampling.LANCZOS)
+        thing = thing.rotate(angle, Image.Resampling.BICUBIC, expand=True)
+        picture.paste(thing, (round(x * image_size), round(y * image_size)), thing)
+        film[row] = np.asarray(picture)
+    return film

@@ -206,6 +206,16 @@ def decode(
         image = _to_rgb(image, background)
     if size is None:
         return np.asarray(image)
+    return np.asarray(fit_to_size(image, size, interpolation, crop))
+
+
+def fit_to_size(
+    image: Image.Image,
+    size: tuple[int, int],
+    interpolation: str = "bilinear",
+    crop: bool = True,
+) -> Image.Image:
+    """An image at another size; arguments as for `decode`."""
     height, width = size
     box = None
     if crop:
@@ -213,7 +223,7 @@ def decode(
         left = (image.width - width * scale) / 2
         top = (image.height - height * scale) / 2
         box = (left, top, left + width * scale, top + height * scale)
-    return np.asarray(image.resize((width, height), INTERPOLATIONS[interpolation], box))
+    return image.resize((width, height), INTERPOLATIONS[interpolation], box)
 
 
 def _to_rgb(image, background):

@@ -3,6 +3,7 @@
 import numpy as np
 
 from keras_ssl.evaluation.protocol import extract_features
+from keras_ssl.evaluation.similarity_index import SimilarityIndex
 
 
 def nearest_neighbours(
@@ -35,15 +36,5 @@ def nearest_neighbours(
         raise ValueError(
             f"`count` must be from 1 to the size of the bank, {len(bank)}. Received: count={count}"
         )
-    queries, bank = (
-        features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
-        for features in (extract_features(model, x, batch_size) for x in (queries, bank))
-    )
-    index = np.empty((len(queries), count), "int64")
-    similarity = np.empty((len(queries), count), "float32")
-    for start in range(0, len(queries), batch_size):
-        rows = slice(start, start + batch_size)
-        cosines = queries[rows] @ bank.T
-        index[rows] = np.argsort(-cosines, axis=1, kind="stable")[:, :count]
-        similarity[rows] = np.take_along_axis(cosines, index[rows], axis=1)
-    return index, similarity
+    queries, bank = (extract_features(model, x, batch_size) for x in (queries, bank))
+    return SimilarityIndex(bank, "numpy", batch_size).search(queries, count)

@@ -1,12 +1,18 @@
 """Fine-tuning: an image classifier over our vision transformer."""
 
+import random
+
 import keras
 import keras_hub
+import numpy as np
 
 from keras_ssl.backbones.vit import ViTBackbone
 from keras_ssl.layers.image_converter import ImagePreprocessor
 from keras_ssl.models import preset_io
+from keras_ssl.models.ssl_task import convert_images
 from keras_ssl.presets import resolve_preset
+from keras_ssl.training import data as data_utils
+from keras_ssl.training.labelled_batches import LabelledBatches
 from keras_ssl.training.optimizers import AdamW
 from keras_ssl.training.schedules import WarmupCosine
 from keras_ssl.training.subclassed import SubclassedModelType
@@ -140,6 +146,56 @@ class ImageClassifier(keras_hub.models.ImageClassifier, metaclass=SubclassedMode
                 learning_rate_multipliers=self.backbone.layer_decay_multipliers(layer_decay),
             )
         super().compile(optimizer=optimizer, loss=loss, metrics=metrics, **kwargs)
+
+    def fit(
+        self,
+        x=None,
+        y=None,
+        batch_size=None,
+        sample_weight=None,
+        validation_data=None,
+        *,
+        shuffle: bool = True,
+        **kwargs,
+    ):
+        """Trains on labelled images; see `keras_hub.models.Task.fit`.
+
+        Arrays are shuffled every epoch, and the last incomplete batch is left out. (keras-hub takes
+        them in their order: sorted by class, as folders are, nothing is learned.)
+
+        Args:
+            x: images `(N, height, width, channels)` in `[0, 255]` of one size, or a dataset.
+            y: labels, with arrays.
+            batch_size: with arrays. Default 32.
+            sample_weight: with arrays; these are not shuffled then.
+            validation_data: `(images, labels)`, or a dataset.
+            shuffle: `False` takes arrays in their order.
+            **kwargs: of `keras_hub.models.Task.fit`.
+
+        Returns:
+            A `keras.callbacks.History`.
+        """
+        arrays = data_utils.is_array(x) and y is not None and sample_weight is None
+        if not arrays or not shuffle or kwargs.get("validation_split"):
+            return super().fit(x, y, batch_size, sample_weight, validation_data, **kwargs)
+        prepare = None
+        if self.preprocessor is not None:
+            converter = self.preprocessor.image_converter
+            prepare = lambda images: convert_images(images, converter)
+        batch_size = batch_size or 32
+        options = dict(seed=random.getrandbits(32), epoch=kwargs.get("initial_epoch", 0))
+        batches = LabelledBatches(np.asarray(x), y, batch_size, prepare, **options)
+        if isinstance(validation_data, (tuple, list)) and len(validation_data) == 2:
+            validation_data = LabelledBatches(*validation_data, batch_size, prepare)
+        elif validation_data is not None:
+            raise ValueError(
+                "With arrays, `validation_data` must be a pair (images, labels) as well. "
+                f"Received: {type(validation_data).__name__}"
+            )
+        # Past keras-hub's `fit`, which takes no PyDataset: the batches are prepared.
+        return keras.Model.fit(
+            self, batches, shuffle=False, validation_data=validation_data, **kwargs
+        )
 
     @staticmethod
     def no_weight_decay() -> list[str]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from keras_ssl.datasets import sources
 from keras_ssl.datasets.folder import FolderImages
+from keras_ssl.evaluation import SimilarityIndex
 from keras_ssl.layers.image_converter import image_shape_of
 from keras_ssl.visualization import picture_grid
 
@@ -44,22 +45,10 @@ class Embeddings:
             count: how many; at most all.
 
         Returns:
-            `(rows, similarity)`, int64 and float32 `(Q, count)`, best first.
+            `(rows, similarity)`, int64 and float32 `(Q, count)`, best first. Exact, by NumPy, or
+            by faiss where it is installed and there are many vectors (`SimilarityIndex`).
         """
-        vectors = np.atleast_2d(np.asarray(vectors, "float32"))
-        if vectors.shape[1] != self.vectors.shape[1]:
-            raise ValueError(
-                f"The query has {vectors.shape[1]} numbers and the embeddings have "
-                f"{self.vectors.shape[1]}: take the model that made them. "
-                f"Received: vectors of shape {vectors.shape}"
-            )
-        queries, bank = (
-            v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-12)
-            for v in (vectors, self.vectors)
-        )
-        similarity = queries @ bank.T
-        rows = np.argsort(-similarity, axis=1, kind="stable")[:, : min(count, len(self))]
-        return rows, np.take_along_axis(similarity, rows, axis=1)
+        return SimilarityIndex(self.vectors).search(vectors, count)
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes `.npz`, or `.parquet` (columns `name`, `embedding`) where pyarrow is installed."""

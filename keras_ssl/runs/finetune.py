@@ -6,7 +6,6 @@ import os
 import pathlib
 
 import keras
-import numpy as np
 
 from keras_ssl import callbacks as cb
 from keras_ssl.backbones import ViTBackbone
@@ -16,6 +15,7 @@ from keras_ssl.models import ImageClassifier
 from keras_ssl.models.ssl_task import convert_images
 from keras_ssl.presets import resolve_preset
 from keras_ssl.runs.data import load_data
+from keras_ssl.training.labelled_batches import LabelledBatches
 
 
 @dataclasses.dataclass
@@ -113,7 +113,11 @@ def finetune(
     )
     steps = len(y) // batch_size
     model.compile(learning_rate=learning_rate, layer_decay=layer_decay, total_steps=steps * epochs)
-    held_out = _Batches(data.test, data.test_labels, batch_size, preprocessor)
+
+    def prepare(images):
+        return convert_images(images, preprocessor.image_converter)
+
+    held_out = LabelledBatches(data.test, data.test_labels, batch_size, prepare)
     log = cb.LogFile(folder / "log.csv")
     progress = cb.Progress(
         batch_size,
@@ -126,7 +130,7 @@ def finetune(
     # Past keras-hub's own `fit`, which takes no PyDataset: the batches are preprocessed.
     history = keras.Model.fit(
         model,
-        _Batches(x, y, batch_size, preprocessor, seed=seed),
+        LabelledBatches(x, y, batch_size, prepare, seed=seed, mirror=True),
         epochs=epochs,
         shuffle=False,
         verbose=0,
@@ -159,37 +163,3 @@ class _HeldOut(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         values = keras.Model.evaluate(self.model, self.batches, verbose=0, return_dict=True)
         logs.update({f"val_{name}": value for name, value in values.items()})
-
-
-class _Batches(keras.utils.PyDataset):
-    """Preprocessed batches; with a seed, in a new order and mirrored as seed and epoch say."""
-
-    def __init__(self, x, y, batch_size, preprocessor, seed=None):
-        super().__init__()
-        self.x, self.y, self.batch_size, self.seed = x, y, batch_size, seed
-        self.converter = preprocessor.image_converter
-        self.epoch = 0
-        self._draw()
-
-    def _draw(self):
-        count = len(self.y)
-        self.order, self.mirrored = np.arange(count), np.zeros(count, bool)
-        if self.seed is not None:
-            rng = np.random.default_rng((self.seed, self.epoch))
-            self.order, self.mirrored = rng.permutation(count), rng.random(count) < 0.5
-
-    def __len__(self):
-        whole, rest = divmod(len(self.y), self.batch_size)
-        return whole + (rest > 0 and self.seed is None)
-
-    def __getitem__(self, index):
-        rows = self.order[index * self.batch_size : (index + 1) * self.batch_size]
-        images = np.array(self.x[rows])
-        flip = self.mirrored[rows]
-        images[flip] = images[flip, :, ::-1]
-        prepared = convert_images(images, self.converter)
-        return np.asarray(keras.ops.convert_to_numpy(prepared)), self.y[rows]
-
-    def on_epoch_end(self):
-        self.epoch += 1
-        self._draw()
