@@ -1,9 +1,17 @@
 """Files that neither reach out of their folder nor are ever seen half written."""
 
 import contextlib
+import ctypes
 import os
+import pathlib
+import re
 import shutil
+import socket
 import uuid
+from collections.abc import Iterator
+
+# Where something is written before it takes its place: host and process, to know what was left.
+_WORK = re.compile(r"\.unfinished-(.+)-(\d+)-[0-9a-f]{8}")
 
 
 def inside(folder, name) -> str:
@@ -13,7 +21,7 @@ def inside(folder, name) -> str:
         ValueError: an absolute path, one that climbs out, or no string.
     """
     parts = name.replace("\\", "/").split("/") if isinstance(name, str) else [".."]
-    if ".." in parts or parts[0] == "" or ":" in parts[0]:
+    if ".." in parts or parts[0] == "" or ":" in parts[0] or "\0" in name:
         raise ValueError(
             "A preset may only name files inside its own folder. "
             f"Received: {name!r} in {os.fspath(folder)!r}"
@@ -22,10 +30,71 @@ def inside(folder, name) -> str:
 
 
 @contextlib.contextmanager
-def replacing(folder, stale: tuple[str, ...] = ()):
+def _work_folder(parent) -> Iterator[pathlib.Path]:
+    """A new folder in `parent` that is gone afterwards."""
+    parent = pathlib.Path(parent)
+    parent.mkdir(parents=True, exist_ok=True)
+    sweep(parent)
+    work = parent / f".unfinished-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    work.mkdir()
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def sweep(folder) -> None:
+    """Removes what processes of this machine that were killed left half written in a folder."""
+    for name in os.listdir(folder):
+        match = _WORK.fullmatch(name)
+        if match and match[1] == socket.gethostname() and not _is_alive(int(match[2])):
+            shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
+
+
+@contextlib.contextmanager
+def whole_file(path) -> Iterator[pathlib.Path]:
+    """A path to write to, whose file takes the place of `path` when the block ends.
+
+    If the block ends with an error, or the process is killed, what was at `path` stays as it was.
+    The content is on the disk before the name is.
+
+    Args:
+        path: the place; folders above it are made.
+
+    Yields:
+        A path of the same name in a folder of its own, where more files may be put meanwhile.
+    """
+    path = pathlib.Path(os.path.abspath(path))
+    with _work_folder(path.parent) as work:
+        yield work / path.name
+        _flush(work / path.name)
+        os.replace(work / path.name, path)
+        _flush(path.parent)
+
+
+def _flush(path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def replacing(folder, stale: tuple[str, ...] = ()) -> Iterator[str]:
     """A new folder beside `folder` that takes its place when the block ends without an error.
 
-    If it ends with one, the old folder stays as it was.
+    If it ends with one, or the process is killed, the old folder stays as it was.
 
     Args:
         folder: the place.
@@ -36,10 +105,9 @@ def replacing(folder, stale: tuple[str, ...] = ()):
         Path of the new folder.
     """
     folder = os.path.abspath(os.fspath(folder))
-    os.makedirs(os.path.dirname(folder), exist_ok=True)
-    new = f"{folder}.new-{uuid.uuid4().hex[:8]}"
-    os.mkdir(new)
-    try:
+    with _work_folder(os.path.dirname(folder)) as work:
+        new = os.path.join(work, os.path.basename(folder))
+        os.mkdir(new)
         yield new
         if not os.path.isdir(folder):
             os.rename(new, folder)
@@ -48,7 +116,9 @@ def replacing(folder, stale: tuple[str, ...] = ()):
             source, target = os.path.join(folder, name), os.path.join(new, name)
             if not name.endswith(stale) and not os.path.exists(target):
                 (shutil.copytree if os.path.isdir(source) else shutil.copy2)(source, target)
-        old = new.replace(".new-", ".old-")
+        if _exchange(new, folder):
+            return
+        old = f"{folder}.old-{uuid.uuid4().hex[:8]}"  # not in `work`, which may be swept
         os.rename(folder, old)
         try:
             os.rename(new, folder)
@@ -56,6 +126,14 @@ def replacing(folder, stale: tuple[str, ...] = ()):
             os.rename(old, folder)
             raise
         shutil.rmtree(old)
-    except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
-        raise
+
+
+def _exchange(one: str, other: str) -> bool:
+    """Swaps two folders in one step, where Linux and the file system can: no kill comes between."""
+    try:
+        renameat2 = ctypes.CDLL(None).renameat2
+    except (OSError, AttributeError, TypeError):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    paths = (os.fsencode(one), os.fsencode(other))
+    return renameat2(here, paths[0], here, paths[1], ctypes.c_uint(exchange)) == 0

@@ -70,6 +70,7 @@ def test_pretrain_leaves_everything(place):
     run = place / "run"
     assert {p.name for p in run.iterdir()} == {
         "baselines.json",
+        "checkpoint-00001.keras",
         "checkpoint-00002.keras",
         "config.yaml",
         "log.csv",

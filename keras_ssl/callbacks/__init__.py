@@ -14,14 +14,17 @@ from keras_ssl.callbacks.pictures import (
     ViewsPlot,
 )
 from keras_ssl.callbacks.progress import Progress
+from keras_ssl.training.finite_steps import FiniteSteps, NonFiniteError
 
 __all__ = [
     "AttentionPlot",
     "Checkpoint",
     "CollapseMonitor",
+    "FiniteSteps",
     "KNNEvaluation",
     "LinearProbe",
     "LogFile",
+    "NonFiniteError",
     "OnlineEvaluation",
     "PicturePlot",
     "Progress",

@@ -3,10 +3,14 @@
 import os
 import pathlib
 import re
+import warnings
+import zipfile
 
 import keras
 
-_NAME = re.compile(r"checkpoint-(\d{5})\.keras")
+from keras_ssl.safe_files import whole_file
+
+_NAME = re.compile(r"checkpoint-(\d{5,})\.keras")
 
 
 class Checkpoint(keras.callbacks.Callback):
@@ -14,8 +18,8 @@ class Checkpoint(keras.callbacks.Callback):
 
     `checkpoint-<epochs done>.keras` holds the model with its teacher, queue, counters and random
     streams, and the optimizer with its moments and place in the schedule. It is written beside its
-    name and renamed, so whenever the process dies there is a whole file; older ones go once the
-    new one is in place.
+    name and renamed, so whenever the process dies or the disk is full there is a whole file; older
+    ones go once the new one is in place.
 
     The order of an array's rows depends on the model's `seed` and the epoch: give the model a
     seed, and `fit` the `initial_epoch` that `latest` returns. Put the callback last in the list.
@@ -23,7 +27,12 @@ class Checkpoint(keras.callbacks.Callback):
     Args:
         folder: where the checkpoints are.
         every: save after every so many epochs, and after the last one always.
-        keep: how many of the newest stay.
+        keep: how many of the newest stay. With two there is one to fall back on, should the disk
+            damage the last.
+
+    Raises:
+        OSError: while training, when a checkpoint cannot be written (a full disk). Those before it
+            are whole.
 
     Example:
 
@@ -39,7 +48,7 @@ class Checkpoint(keras.callbacks.Callback):
     ```
     """
 
-    def __init__(self, folder: str | os.PathLike, every: int = 1, keep: int = 1):
+    def __init__(self, folder: str | os.PathLike, every: int = 1, keep: int = 2):
         super().__init__()
         if every < 1 or keep < 1:
             raise ValueError(
@@ -56,28 +65,65 @@ class Checkpoint(keras.callbacks.Callback):
 
     def save(self, epochs_done: int) -> pathlib.Path:
         """Writes the checkpoint of the model as it is now, and returns its path."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"checkpoint-{epochs_done:05d}.keras"
-        unfinished = self.folder / f".unfinished-{os.getpid()}.keras"
         try:
-            self.model.save(unfinished)
-            with open(unfinished, "rb") as file:
-                os.fsync(file.fileno())  # the rename must not reach the disk before the content
-            os.replace(unfinished, path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+            with whole_file(path) as unfinished:
+                self.model.save(unfinished)
+        except (OSError, RuntimeError, ValueError) as error:  # h5py and zipfile, on a full disk
+            found = _found(self.folder)
+            last = f"{found[-1][0].name} is whole" if found else "there is none before it"
+            raise OSError(
+                f"The checkpoint of epoch {epochs_done} cannot be written: {error}. {last}; make "
+                f"room and go on from there. Received: folder={os.fspath(self.folder)!r}"
+            ) from error
         for old in _found(self.folder)[: -self.keep]:
             old[0].unlink(missing_ok=True)
         return path
 
     @staticmethod
     def latest(folder: str | os.PathLike) -> tuple[pathlib.Path, int] | None:
-        """The newest checkpoint of a folder and the epochs it has done; None if there is none."""
+        """The newest whole checkpoint of a folder and the epochs it has done, or None.
+
+        Every byte is checked against its checksum. A damaged file is named in a warning and passed
+        over for the one before it.
+
+        Raises:
+            ValueError: there are checkpoints, and all of them are damaged.
+        """
         found = _found(pathlib.Path(folder))
-        return found[-1] if found else None
+        reasons = []
+        for path, done in reversed(found):
+            why = _why_damaged(path)
+            if why is None:
+                return path, done
+            reasons.append(f"{path.name}: {why}")
+            if len(reasons) < len(found):
+                warnings.warn(
+                    f"The checkpoint {path} is damaged ({why}): the run goes on from the one "
+                    "before it.",
+                    stacklevel=2,
+                )
+        if found:
+            raise ValueError(
+                "None of the checkpoints is whole. Restore one, or remove them to begin again. "
+                f"Received: folder={os.fspath(folder)!r} with {'; '.join(reasons)}"
+            )
+        return None
 
 
 def _found(folder):
     names = os.listdir(folder) if folder.is_dir() else []
     matches = filter(None, map(_NAME.fullmatch, names))
     return sorted(((folder / m[0], int(m[1])) for m in matches), key=lambda item: item[1])
+
+
+def _why_damaged(path) -> str | None:
+    try:
+        with zipfile.ZipFile(path) as file:
+            missing = {"config.json", "metadata.json", "model.weights.h5"} - set(file.namelist())
+            if missing:
+                return f"it has no {', '.join(sorted(missing))}"
+            wrong = file.testzip()
+        return None if wrong is None else f"the checksum of {wrong} does not fit"
+    except Exception as error:  # whatever zipfile and zlib make of damaged headers
+        return str(error) or type(error).__name__

@@ -6,6 +6,8 @@ import pathlib
 
 import keras
 
+from keras_ssl.safe_files import whole_file
+
 
 class LogFile(keras.callbacks.Callback):
     """Writes the logs of every epoch to a CSV file: `epoch` (from 1) and a column for each figure.
@@ -42,13 +44,13 @@ class LogFile(keras.callbacks.Callback):
         values = {name: float(value) for name, value in (logs or {}).items()}
         self._rows.append({"epoch": epoch + 1, **values})
         columns = list(dict.fromkeys(name for row in self._rows for name in row))
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = self.path.with_name(f".{self.path.name}-{os.getpid()}")
-        with open(unfinished, "w", newline="", encoding="utf-8") as file:
+        with (
+            whole_file(self.path) as unfinished,
+            open(unfinished, "w", newline="", encoding="utf-8") as file,
+        ):
             writer = csv.DictWriter(file, columns, restval="nan")
             writer.writeheader()
             writer.writerows(self._rows)
-        os.replace(unfinished, self.path)
 
     @staticmethod
     def read(path: str | os.PathLike) -> list[dict]:

@@ -13,8 +13,10 @@ from keras_ssl.models import preset_io
 from keras_ssl.training import data as data_utils
 from keras_ssl.training.cached_gradients import in_micro_batches
 from keras_ssl.training.device import clear_gradients, with_static_batch
+from keras_ssl.training.finite_steps import FiniteSteps, StepGuard
 from keras_ssl.training.random import RandomStream
 from keras_ssl.training.subclassed import SubclassedModelType
+from keras_ssl.training.workers import WorkerBatches
 
 
 class SSLTask(keras_hub.models.Task, metaclass=SubclassedModelType):
@@ -45,6 +47,8 @@ class SSLTask(keras_hub.models.Task, metaclass=SubclassedModelType):
         name: name of the model.
         recipe: the method's row of `keras_ssl.augmentation.RECIPES`.
     """
+
+    step_guard = None  # `metrics` is asked for before the constructor is through
 
     def __init__(
         self,
@@ -142,6 +146,12 @@ class SSLTask(keras_hub.models.Task, metaclass=SubclassedModelType):
             self._loss_only = False
 
     def train_step(self, *args):
+        if self.step_guard is None:
+            return self.update_step(*args)
+        return self.step_guard.step(self, self.update_step, args)
+
+    def update_step(self, *args):
+        """All that a training step does: gradient, optimizer, teacher."""
         clear_gradients(self.trainable_variables)
         if self.micro_batch_size is not None:
             args = (*args[:-1], with_static_batch(args[-1], self._batch_size))
@@ -152,6 +162,16 @@ class SSLTask(keras_hub.models.Task, metaclass=SubclassedModelType):
         with self._without_embedding():
             return super().test_step(*args)
 
+    @property
+    def metrics(self):
+        return [*super().metrics, *([self.step_guard.tally] if self.step_guard else [])]
+
+    def get_metrics_result(self):
+        results = super().get_metrics_result()
+        if self.step_guard:
+            del results[self.step_guard.tally.name]  # the guard's own
+        return results
+
     # === Compiling ===
 
     def compile(
@@ -161,6 +181,7 @@ class SSLTask(keras_hub.models.Task, metaclass=SubclassedModelType):
         epochs=None,
         learning_rate=None,
         micro_batch_size=None,
+        non_finite=None,
         **kwargs,
     ):
         """Configures training.
@@ -176,6 +197,10 @@ class SSLTask(keras_hub.models.Task, metaclass=SubclassedModelType):
                 of the whole batch all the same (`keras_ssl.training.cached_gradients`): a large
                 contrastive batch in the memory of a small one, for one more forward pass. The
                 encoders must treat samples independently: no batch normalisation in them.
+            non_finite: what `fit` does about a step whose loss or weights are NaN or infinite.
+                `"stop"` raises `keras_ssl.callbacks.NonFiniteError`, which names epoch and batch;
+                `"skip"` undoes the step, as if the batch had not been there, and logs
+                `skipped_batches`; `None` does not look. See `keras_ssl.training.finite_steps`.
             **kwargs: of `keras.Model.compile`: `jit_compile`, `steps_per_execution`,
                 `run_eagerly`, `auto_scale_loss`.
         """
@@ -196,17 +221,29 @@ class SSLTask(keras_hub.models.Task, metaclass=SubclassedModelType):
                 "epochs": epochs,
                 "learning_rate": learning_rate,
                 "micro_batch_size": micro_batch_size,
+                "non_finite": non_finite,
                 **kwargs,
             }
             optimizer = None
         self.micro_batch_size = micro_batch_size
+        self.watch_steps(non_finite)
         super().compile(optimizer=optimizer, **kwargs)
+
+    def watch_steps(self, non_finite: str | None) -> None:
+        """Changes what `compile(non_finite=...)` said, and nothing else."""
+        self.step_guard = None
+        if non_finite is not None:
+            self.step_guard = StepGuard(non_finite, getattr(self, "distribute_strategy", None))
+        if self._auto_compile is not None:
+            self._auto_compile["non_finite"] = non_finite
+        self.train_function = None  # traced with what was said before
 
     def get_compile_config(self):
         config = {}
         if self._auto_compile is None and self.compiled:
             config = super().get_compile_config()
             config["micro_batch_size"] = self.micro_batch_size
+            config["non_finite"] = self.step_guard and self.step_guard.action
         if self._auto_compile is not None and self.compiled:
             optimizer = self.optimizer
             config = {
@@ -231,7 +268,7 @@ class SSLTask(keras_hub.models.Task, metaclass=SubclassedModelType):
 
     def _set_auto_optimizer(self, optimizer, planned_steps):
         auto = self._auto_compile
-        own = ("epochs", "learning_rate", "micro_batch_size")
+        own = ("epochs", "learning_rate", "micro_batch_size", "non_finite")
         kwargs = {k: v for k, v in auto.items() if k not in own}
         super().compile(optimizer=optimizer, **kwargs)
         self._planned_steps = planned_steps
@@ -334,8 +371,14 @@ class SSLTask(keras_hub.models.Task, metaclass=SubclassedModelType):
             # Keras can shuffle these only, and warns about the others.
             shuffle = shuffle and isinstance(x, keras.utils.PyDataset)
             steps = data_utils.num_batches(x)
+            if isinstance(x, keras.utils.PyDataset) and x.use_multiprocessing and x.workers > 0:
+                x = WorkerBatches(x, shuffle, self.seed, initial_epoch)
+                shuffle = False
         validation_data = self._validation_batches(validation_data, batch_size)
         self._plan(batch_size, steps_per_epoch or steps, epochs, initial_epoch)
+        if self.step_guard is not None:
+            # First: what is not finite must not be saved.
+            kwargs["callbacks"] = [FiniteSteps(self.step_guard), *_as_list(kwargs.get("callbacks"))]
         # Past `PipelineModel.fit`, which would preprocess on the host: the augmenter does it here.
         return keras.Model.fit(
             self,
@@ -557,6 +600,12 @@ def convert_images(images, converter):
     if converter.offset is not None:
         x = x + ops.convert_to_tensor(np.asarray(converter.offset, "float32"))
     return x
+
+
+def _as_list(callbacks):
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        return callbacks.callbacks
+    return callbacks if isinstance(callbacks, (list, tuple)) else [callbacks] if callbacks else []
 
 
 def _to_numpy(x):

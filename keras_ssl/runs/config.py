@@ -5,6 +5,8 @@ import difflib
 import os
 import pathlib
 
+from keras_ssl.safe_files import whole_file
+
 
 @dataclasses.dataclass
 class PretrainConfig:
@@ -44,6 +46,8 @@ class PretrainConfig:
         tensorboard: write `output/tensorboard`.
         wandb: a project of Weights & Biases, or None.
         report: write `output/report.html`.
+        non_finite: when the loss or the weights become NaN or infinite: `"stop"` and name the
+            batch, `"skip"` such batches and count them, or None to go on.
         memory_gb: pictures that need more stay on the disk and are decoded batch by batch.
     """
 
@@ -72,6 +76,7 @@ class PretrainConfig:
     tensorboard: bool = False
     wandb: str | None = None
     report: bool = True
+    non_finite: str | None = "stop"
     memory_gb: float = 4.0
 
     def __post_init__(self):
@@ -93,6 +98,7 @@ class PretrainConfig:
         for name, allowed in (
             ("precision", ("float32", "mixed_bfloat16", "mixed_float16")),
             ("backend", (None, "jax", "tensorflow", "torch")),
+            ("non_finite", (None, "stop", "skip")),
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(
@@ -140,7 +146,8 @@ class PretrainConfig:
         import yaml
 
         text = yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
-        pathlib.Path(path).write_text(text, encoding="utf-8")
+        with whole_file(path) as unfinished:
+            unfinished.write_text(text, encoding="utf-8")
 
 
 def _fits(value, declared: str) -> bool:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import pathlib
 import time
 
@@ -16,10 +15,11 @@ from keras_ssl.models.ssl_task import SSLTask
 from keras_ssl.runs.builders import _TWO_VIEWS, SMALL, build_model, default_patch_size, method_name
 from keras_ssl.runs.config import PretrainConfig, read_yaml
 from keras_ssl.runs.data import RunData, default_image_size, load_data
+from keras_ssl.safe_files import whole_file
 from keras_ssl.training.data import ArrayBatches
 
 # May differ when a run is resumed: the numbers do not depend on them.
-_FREE = ("output", "backend", "tensorboard", "wandb", "report", "memory_gb")
+_FREE = ("output", "backend", "tensorboard", "wandb", "report", "memory_gb", "non_finite")
 
 
 @dataclasses.dataclass
@@ -62,6 +62,7 @@ def pretrain(
 
     Raises:
         FileExistsError: the folder holds a run, and neither `resume` nor `overwrite` is given.
+        NonFiniteError: the loss or the weights became NaN or infinite (`config.non_finite`).
         ValueError: the configuration does not fit itself, the data, or the run to resume.
 
     Example:
@@ -75,6 +76,8 @@ def pretrain(
     result.model.predict(images)
     ```
     """
+    if resume and overwrite:
+        raise ValueError("A run is either resumed or overwritten. Received: resume, overwrite")
     folder = pathlib.Path(config.output)
     config = resolve(config)
     found = _prepare_folder(folder, config, resume, overwrite)
@@ -98,6 +101,7 @@ def pretrain(
                 **_tuples(config.options),
             )
             model.compile(learning_rate=config.learning_rate, epochs=config.epochs)
+        model.watch_steps(config.non_finite)
     finally:
         keras.config.set_dtype_policy(before)
     say(
@@ -112,7 +116,9 @@ def pretrain(
             f"A batch is larger than the {len(data.train)} pictures to train on. "
             f"Received: batch_size={config.batch_size}"
         )
-    config.to_yaml(folder / "config.yaml")  # what cannot begin leaves no run behind
+    if overwrite:
+        _throw_away(folder)
+    config.to_yaml(folder / "config.yaml")  # what cannot begin leaves no run behind, nor ends one
     labelled = data.labelled(config.knn_images, config.seed)
     if labelled is None:
         say("No labels to measure with: watch the loss and the effective rank.")
@@ -192,12 +198,20 @@ def _prepare_folder(folder, config, resume, overwrite):
                 f"Received: {listed}"
             )
         return cb.Checkpoint.latest(folder)
+    if not overwrite and cb.Checkpoint.latest(folder):
+        raise ValueError(
+            f"{folder} holds checkpoints of a run whose config.yaml is gone. Put it back, "
+            f"overwrite the run, or choose another output folder. Received: output={config.output}"
+        )
     folder.mkdir(parents=True, exist_ok=True)
-    if overwrite:
-        for pattern in ("checkpoint-*.keras", "log.csv", "baselines.json"):
-            for path in folder.glob(pattern):
-                path.unlink()
     return None
+
+
+def _throw_away(folder):
+    """The run that was here: its configuration first, so that none of it can be resumed."""
+    for pattern in ("config.yaml", "checkpoint-*.keras", "log.csv", "baselines.json"):
+        for path in folder.glob(pattern):
+            path.unlink()
 
 
 def _tuples(options):
@@ -265,6 +279,5 @@ def _fit(model, data: RunData, config, done, watchers):
 
 
 def _write_json(path, values):
-    unfinished = path.with_name(f".{path.name}-{os.getpid()}")
-    unfinished.write_text(json.dumps(values, indent=1), encoding="utf-8")
-    os.replace(unfinished, path)
+    with whole_file(path) as unfinished:
+        unfinished.write_text(json.dumps(values, indent=1), encoding="utf-8")

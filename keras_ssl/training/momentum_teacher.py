@@ -163,20 +163,20 @@ class MomentumTeacher:
             new = old + ops.cast(rate, old.dtype) * (ops.convert_to_tensor(student) - old)
             teacher.assign(new)
 
-    def train_step(self, *args):
+    def update_step(self, *args):
         before = self.teacher_update == "before"
         if keras.backend.backend() != "jax":
             clear_gradients(self.trainable_variables)
             if before:
                 self.update_teacher()
-            logs = super().train_step(*args)
+            logs = super().update_step(*args)
             if not before:
                 self.update_teacher()
             return logs
         if before:
             state, data = args
-            return super().train_step(self._updated(state), data)
-        logs, state = super().train_step(*args)
+            return super().update_step(self._updated(state), data)
+        logs, state = super().update_step(*args)
         return logs, self._updated(state)
 
     def _updated(self, state):
