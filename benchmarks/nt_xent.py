@@ -96,6 +96,13 @@ def worker(backend, implementation, batch):
 
         def loss(z1, z2):
             return siglip(z1, z2, float(np.log(10.0)), -10.0)
+    elif implementation == "clip":
+        from keras_ssl.losses import CLIPLoss
+
+        clip = CLIPLoss()
+
+        def loss(z1, z2):
+            return clip(z1, z2, float(np.log(10.0)))
     else:
         from keras_ssl.losses import NTXentLoss
 

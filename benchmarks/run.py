@@ -5,6 +5,7 @@ Command: python benchmarks/run.py [--quick]
 
 import argparse
 
+import clip_step
 import collapse_monitor
 import dino_step
 import joint_step
@@ -16,5 +17,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="few repeats, to see that it runs")
     arguments = parser.parse_args()
-    for benchmark in (mae_step, joint_step, dino_step, views, nt_xent, collapse_monitor):
+    for benchmark in (mae_step, joint_step, dino_step, clip_step, views, nt_xent, collapse_monitor):
         benchmark.run(quick=arguments.quick)
