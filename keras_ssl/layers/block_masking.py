@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_ssl.layers.shapes import whole
+from keras_ssl.training.cross_device import own_rows, replica_count, whole_batch
 from keras_ssl.training.random import RandomStream
 
 # Tries in a row after which a mask is left as it is; and all tries of a mask. 98 % of the masks of
@@ -174,16 +175,25 @@ class BlockMasking(keras.layers.Layer):
         low, high = self.mask_ratio
         # sum over i = 1 ... n of P * (low + (high - low) * i / n), and a row to spare.
         slope, constant = low + (high - low) / 2, (high - low) / 2
-        masked = self.masked_pictures(ops.shape(images)[0])
-        return whole(masked, rows * columns * slope, rows * columns * constant + 1.001)
+        pictures = ops.shape(images)[0]
+        masked = self.masked_pictures(whole_batch(pictures))
+        limit = whole(masked, rows * columns * slope, rows * columns * constant + 1.001)
+        if replica_count() == 1:
+            return limit
+        # Any of the whole batch's masks may be this replica's.
+        return min(limit, pictures * int(rows * columns * high))
 
     def call(self, images, training=None):
         grid, pictures = self.grid_of(images), ops.shape(images)[0]
+        whole_pictures = whole_batch(pictures)
         patches = grid[0] * grid[1]
         advance = training is not False
-        order = self.stream.permutation((pictures,), advance, stream=0)
+        order = self.stream.permutation((whole_pictures,), advance, stream=0, batch_axis=None)
+        order = own_rows(order)
         draws = self.stream.uniform((pictures, _ATTEMPTS * 4 + 1), advance, stream=1)
-        order, masked = (ops.cast(x, "float32") for x in (order, self.masked_pictures(pictures)))
+        order, masked = (
+            ops.cast(x, "float32") for x in (order, self.masked_pictures(whole_pictures))
+        )
         low, high = self.mask_ratio
         ratio = low + (high - low) * (order + draws[:, 0]) / ops.maximum(masked, 1.0)
         counts = ops.where(order < masked, ops.floor(patches * ratio), 0.0)

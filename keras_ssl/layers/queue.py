@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_ssl.training.cross_device import all_gather
 from keras_ssl.training.kernels import write_rows
 
 
@@ -73,8 +74,8 @@ class FeatureQueue(keras.layers.Layer):
         return ops.stop_gradient(ops.copy(ops.convert_to_tensor(self.rows)))
 
     def enqueue(self, features) -> None:
-        """Writes a batch `(N, dim)` over the oldest rows; without gradient."""
-        features = ops.cast(ops.stop_gradient(features), "float32")
+        """Writes a batch `(N, dim)`, that of all devices, over the oldest rows; without gradient."""
+        features = all_gather(ops.cast(ops.stop_gradient(features), "float32"))
         known = features.shape[0] is not None
         count = features.shape[0] if known else ops.shape(features)[0]
         pointer = ops.cast(self.pointer, "int32")

@@ -5,6 +5,7 @@ from keras import ops
 
 from keras_ssl.layers.position_embedding import rotate
 from keras_ssl.layers.shapes import whole
+from keras_ssl.training.cross_device import all_rows, own_rows, replica_count
 from keras_ssl.training.kernels import attention_weights, dot_product_attention, gelu, materialize
 from keras_ssl.training.random import RandomStream
 
@@ -288,8 +289,9 @@ class DropPath(keras.layers.Layer):
         count = ops.shape(x)[0]
         draws = self.stream.uniform((count,)) if draws is None else draws
         if self.subset:
-            order, kept, scale = self._kept(draws)
-            factors = ops.where(ops.argsort(order) < kept, scale, 0.0)
+            # The fixed number is that of the whole batch, whatever devices share it.
+            order, kept, scale = self._kept(all_rows(draws))
+            factors = own_rows(ops.where(ops.argsort(order) < kept, scale, 0.0))
         else:
             factors = ops.where(draws >= self.rate, 1 / (1 - self.rate), 0.0)
         return x * ops.reshape(ops.cast(factors, x.dtype), (-1,) + (1,) * (len(x.shape) - 1))
@@ -303,7 +305,7 @@ class DropPath(keras.layers.Layer):
                 the rows that it gets, or `None` for all.
             draws: uniform numbers `(N,)`.
         """
-        if not self.subset:
+        if not self.subset or replica_count() > 1:
             return x + self(branch(x, None), training=True, draws=draws)
         order, kept, scale = self._kept(draws)
         samples = order[:kept]
@@ -458,7 +460,7 @@ class TransformerBlock(keras.layers.Layer):
         if self.drop_path is None:
             draws = None
         elif draws is None and training is True:  # a tracer where JAX rematerialises
-            draws = self.drop_path.stream.uniform((2, ops.shape(x)[0]))
+            draws = self.drop_path.stream.uniform((2, ops.shape(x)[0]), batch_axis=1)
         for i, branch in enumerate((attend, transform)):
             if draws is None:
                 x = x + branch(x, None)

@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from keras_ssl.training.cross_device import all_reduce_mean
+
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
 class BarlowTwinsLoss:
@@ -57,7 +59,8 @@ class BarlowTwinsLoss:
     def cross_correlation(self, z1, z2):
         """`C`, `(D, D)`."""
         z1, z2 = (self.standardize(z) for z in (z1, z2))
-        return ops.matmul(ops.transpose(z1), z2) / ops.cast(ops.shape(z1)[0], z1.dtype)
+        c = ops.matmul(ops.transpose(z1), z2) / ops.cast(ops.shape(z1)[0], z1.dtype)
+        return all_reduce_mean(c)
 
     def standardize(self, z):
         """Embeddings with mean 0 and variance 1 over the batch."""
@@ -66,8 +69,9 @@ class BarlowTwinsLoss:
             raise ValueError(f"Embeddings must be (batch, dim). Received: shape {tuple(z.shape)}")
         if keras.backend.standardize_dtype(z.dtype) != "float64":
             z = ops.cast(z, "float32")
-        z = z - ops.mean(z, axis=0, keepdims=True)
-        return z * ops.rsqrt(ops.mean(ops.square(z), axis=0, keepdims=True) + self.epsilon)
+        z = z - all_reduce_mean(ops.mean(z, axis=0, keepdims=True))
+        variance = all_reduce_mean(ops.mean(ops.square(z), axis=0, keepdims=True))
+        return z * ops.rsqrt(variance + self.epsilon)
 
     def get_config(self):
         return {

@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from keras_ssl.losses.nt_xent import MASKED, l2_normalize
+from keras_ssl.training.cross_device import all_gather, all_reduce_sum, replica_count, replica_id
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
@@ -84,7 +85,8 @@ class CLIPLoss:
         )
         # A mean over the rows that count; there may be none.
         from_images, from_texts = (
-            ops.sum(losses) / ops.maximum(ops.sum(kept), 1.0) for losses, kept in directions
+            replica_count() * ops.sum(losses) / ops.maximum(all_reduce_sum(ops.sum(kept)), 1.0)
+            for losses, kept in directions
         )
         loss = (from_images + from_texts) / 2
         return (loss, logits) if return_logits else loss
@@ -100,7 +102,8 @@ class CLIPLoss:
     ):
         """The cross entropy of every image, `(N,)`, and of every text, `(M,)`.
 
-        Rows that take no part have 0. Arguments as in a call.
+        Rows that take no part have 0. Arguments as in a call. Where several replicas share the
+        batch, the rows are a replica's own, against the columns of all.
         """
         _, (images, _), (texts, _) = self._directions(
             image_features, text_features, logit_scale, logit_bias, positives, sample_mask
@@ -109,15 +112,14 @@ class CLIPLoss:
 
     def _directions(self, images, texts, logit_scale, logit_bias, positives, sample_mask):
         x, y = pair_features(images, texts, self.normalize, positives)
-        logits = pair_logits(x, y, logit_scale, logit_bias)  # N x M
-        fits = fits_transposed = positive_mask(positives)
-        if fits is not None:
-            fits_transposed = ops.transpose(fits)
+        logits, transposed = pair_logits_both_ways(x, y, logit_scale, logit_bias)  # N x M, M x N
+        fits, fits_transposed = fits_both_ways(positives, ops.shape(x)[0])
         image_mask, text_mask = row_masks(sample_mask)
+        all_images, all_texts = (m if m is None else all_gather(m) for m in (image_mask, text_mask))
         return (
             logits,
-            self._cross_entropy(logits, fits, image_mask, text_mask),
-            self._cross_entropy(ops.transpose(logits), fits_transposed, text_mask, image_mask),
+            self._cross_entropy(logits, fits, image_mask, all_texts),
+            self._cross_entropy(transposed, fits_transposed, text_mask, all_images),
         )
 
     def _cross_entropy(self, logits, fits, row_mask, column_mask):
@@ -203,11 +205,14 @@ class CLIPDistillationLoss:
     ):
         x, y = pair_features(image_features, text_features, self.normalize, None)
         teacher = pair_features(teacher_image_features, teacher_text_features, self.normalize, None)
-        logits = pair_logits(x, y, logit_scale)
-        teacher = ops.stop_gradient(pair_logits(*teacher, teacher_logit_scale))
-        rows = ops.softmax(teacher, axis=1) * ops.log_softmax(logits, axis=1)
-        columns = ops.softmax(teacher, axis=0) * ops.log_softmax(logits, axis=0)
-        return -(ops.mean(ops.sum(rows, axis=1)) + ops.mean(ops.sum(columns, axis=0))) / 2
+        logits = pair_logits_both_ways(x, y, logit_scale)
+        teacher = pair_logits_both_ways(*teacher, teacher_logit_scale)
+        from_images, from_texts = (
+            ops.softmax(ops.stop_gradient(target), axis=1) * ops.log_softmax(own, axis=1)
+            for target, own in zip(teacher, logits, strict=True)
+        )
+        both = ops.mean(ops.sum(from_images, axis=1)) + ops.mean(ops.sum(from_texts, axis=1))
+        return -both / 2
 
     def get_config(self):
         return {"normalize": self.normalize, "name": self.name}
@@ -242,6 +247,39 @@ def pair_logits(x, y, logit_scale, logit_bias=None):
     if logit_bias is not None:
         logits = logits + ops.cast(ops.convert_to_tensor(logit_bias), x.dtype)
     return logits
+
+
+def pair_logits_both_ways(x, y, logit_scale, logit_bias=None):
+    """Images against the texts of all devices, and texts against the images of all devices."""
+    logits = pair_logits(x, all_gather(y), logit_scale, logit_bias)
+    if replica_count() == 1:
+        return logits, ops.transpose(logits)
+    return logits, pair_logits(y, all_gather(x), logit_scale, logit_bias)
+
+
+def own_labels(positives, rows):
+    """Where several replicas share the batch: labels, as no replica knows the others' mask."""
+    if replica_count() == 1 or isinstance(positives, (tuple, list)):
+        return positives
+    if positives is None:
+        labels = replica_id() * rows + ops.arange(rows, dtype="int32")
+        return labels, labels
+    raise ValueError(
+        "On several replicas `positives` must be labels, a tuple of (N,) and (M,), or None. "
+        f"Received: a mask of shape {tuple(positives.shape)}"
+    )
+
+
+def fits_both_ways(positives, rows):
+    """`positive_mask` of the logits both ways; `(None, None)`: the diagonals."""
+    positives = own_labels(positives, rows)
+    if positives is None:
+        return None, None
+    if replica_count() == 1:
+        fits = positive_mask(positives)
+        return fits, ops.transpose(fits)
+    images, texts = (label_columns(labels) for labels in positives)
+    return labels_agree(images, all_gather(texts)), labels_agree(texts, all_gather(images))
 
 
 def positive_mask(positives):

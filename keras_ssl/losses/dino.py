@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from keras_ssl.training.cross_device import all_reduce_mean
+
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
 class Center(keras.layers.Layer):
@@ -62,7 +64,7 @@ class Center(keras.layers.Layer):
     def update(self, logits) -> None:
         """Takes in the mean of the teacher's logits `(..., K)`."""
         rows = ops.reshape(_without_gradient(logits), (-1, self.dim))
-        mean = ops.mean(rows, axis=0, keepdims=True)
+        mean = all_reduce_mean(ops.mean(rows, axis=0, keepdims=True))
         self.center.assign(self.center * self.momentum + mean * (1.0 - self.momentum))
 
     def get_config(self):

@@ -5,6 +5,7 @@ from keras import ops
 
 from keras_ssl.losses.negatives import check_negatives, harden
 from keras_ssl.losses.nt_xent import MASKED, l2_normalize
+from keras_ssl.training.cross_device import all_gather
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
@@ -76,6 +77,8 @@ class InfoNCELoss:
 
     def __call__(self, queries, keys, negatives=None, return_logits: bool = False):
         q, k = self._vectors(queries), self._vectors(keys)
+        if negatives is None:
+            q, k = all_gather(q), all_gather(k)
         positive = ops.sum(q * k, axis=-1) / self.temperature  # N
         if negatives is None:
             logits = ops.matmul(q, ops.transpose(k)) / self.temperature  # N x N

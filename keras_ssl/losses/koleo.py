@@ -5,6 +5,7 @@ from keras import ops
 
 from keras_ssl.losses.nt_xent import MASKED, l2_normalize
 from keras_ssl.losses.precision import at_least_float32
+from keras_ssl.training.cross_device import all_gather
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
@@ -48,7 +49,7 @@ class KoLeoLoss:
         x = at_least_float32(x)
         if len(x.shape) != 2:
             raise ValueError(f"Features must be (N, D). Received: shape {tuple(x.shape)}")
-        z = l2_normalize(x, epsilon=self.epsilon**2)
+        z = all_gather(l2_normalize(x, epsilon=self.epsilon**2))
         fixed = ops.stop_gradient(z)
         similarity = ops.matmul(fixed, ops.transpose(fixed))  # N x N
         own = ops.eye(ops.shape(z)[0], dtype="bool")

@@ -5,6 +5,7 @@ from keras import ops
 
 from keras_ssl.losses.blocks import check_block_size, in_blocks, rows_in_a_block
 from keras_ssl.losses.negatives import check_negatives, harden
+from keras_ssl.training.cross_device import all_gather
 
 MASKED = -1e30  # a similarity that never counts; finite, so that no inf - inf can arise
 
@@ -170,7 +171,10 @@ class NTXentLoss:
                 "`z1` alone must hold the first views followed by as many second views. "
                 f"Received: z1.shape={shapes[0]}"
             )
-        z = z1 if z2 is None else ops.concatenate([z1, z2], axis=0)
+        if z2 is None:
+            z = all_gather(z1, views=2)
+        else:
+            z = ops.concatenate([all_gather(z1), all_gather(z2)], axis=0)
         if keras.backend.standardize_dtype(z.dtype) != "float64":
             z = ops.cast(z, "float32")
         return z

@@ -7,10 +7,12 @@ from keras_ssl.losses.blocks import check_block_size, in_blocks, rows_in_a_block
 from keras_ssl.losses.clip import (
     label_columns,
     labels_agree,
+    own_labels,
     pair_features,
     pair_logits,
     row_masks,
 )
+from keras_ssl.training.cross_device import all_gather, all_reduce_sum, replica_count
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
@@ -78,16 +80,20 @@ class SigLIPLoss:
         return_logits: bool = False,
     ):
         x, y = pair_features(image_features, text_features, self.normalize, positives)
+        positives = own_labels(positives, ops.shape(x)[0])
+        y = all_gather(y)  # a replica's own images, the texts of all
         n, m = (f.shape[0] if f.shape[0] is not None else ops.shape(f)[0] for f in (x, y))
         if isinstance(positives, (tuple, list)):
             keys = tuple(label_columns(labels) for labels in positives)
+            keys = keys[0], all_gather(keys[1])
         elif positives is None:
             keys = ops.arange(n)[:, None], ops.arange(m)[:, None]
         else:
             # A mask: its rows for blocks of images, its columns for blocks of texts.
             mask = ops.cast(ops.convert_to_tensor(positives), "int8")
             keys = mask, None
-        masks = row_masks(sample_mask)
+        image_mask, text_mask = row_masks(sample_mask)
+        masks = image_mask, text_mask if text_mask is None else all_gather(text_mask)
         counts = [
             ops.ones((size,), x.dtype) if mask is None else ops.cast(mask, x.dtype)
             for size, mask in zip((n, m), masks, strict=True)
@@ -100,7 +106,8 @@ class SigLIPLoss:
             total = ops.sum(total)
         else:
             total = _blocked_total(x, y, bias, keys, counts, (n, m), self.block_size)
-        loss = total / ops.maximum(ops.sum(counts[0]), 1.0)
+        count = all_reduce_sum(ops.sum(counts[0]))
+        loss = replica_count() * total / ops.maximum(count, 1.0)
         return (loss, pair_logits(x, y, 0.0, bias)) if return_logits else loss
 
     def get_config(self):

@@ -3,6 +3,7 @@
 from keras import ops
 
 from keras_ssl.losses.precision import at_least_float32
+from keras_ssl.training.cross_device import all_reduce_max, all_reduce_sum
 
 _TINY = 1e-30  # a sum below it would make its inverse infinite
 
@@ -54,13 +55,15 @@ def sinkhorn_knopp(logits, temperature=0.05, iterations: int = 3, mask=None):
     if mask is not None:
         valid = ops.cast(mask, "bool")[:, None]
         x = ops.where(valid, x, -1e30)
-    x = x - ops.max(x, axis=0, keepdims=True)  # N x K; also where no row is set
+    # Whole columns: the rows of all devices.
+    x = x - all_reduce_max(ops.max(x, axis=0, keepdims=True))  # N x K; also where no row is set
     q = ops.exp(x)
     if valid is not None:
         q = q * ops.cast(valid, q.dtype)
     rows = ops.ones_like(q[:, :1])  # N x 1
     for _ in range(iterations):
-        columns = 1.0 / ops.maximum(ops.matmul(ops.transpose(q), rows), _TINY)  # K x 1
+        columns = all_reduce_sum(ops.matmul(ops.transpose(q), rows))  # K x 1
+        columns = 1.0 / ops.maximum(columns, _TINY)
         rows = 1.0 / ops.maximum(ops.matmul(q, columns), _TINY)
         if valid is not None:
             rows = rows * ops.cast(valid, rows.dtype)

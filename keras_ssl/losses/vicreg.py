@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from keras_ssl.training.cross_device import all_reduce_mean, all_reduce_sum, replica_count
+
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
 class VICRegLoss:
@@ -82,13 +84,15 @@ class VICRegLoss:
         return ops.reshape(z, (-1, places, z.shape[-1]))
 
     def _hinge(self, x):
-        centered = x - ops.mean(x, axis=0, keepdims=True)
-        variance = ops.sum(ops.square(centered), axis=0) / _freedom(x)
+        centered = x - all_reduce_mean(ops.mean(x, axis=0, keepdims=True))
+        variance = all_reduce_sum(ops.sum(ops.square(centered), axis=0)) / _freedom(x)
         return ops.mean(ops.relu(1.0 - ops.sqrt(variance + self.epsilon)))
 
     def _covariance(self, x):
-        centered = ops.transpose(x - ops.mean(x, axis=0, keepdims=True), (1, 2, 0))
-        covariance = ops.matmul(centered, ops.transpose(centered, (0, 2, 1))) / _freedom(x)
+        centered = x - all_reduce_mean(ops.mean(x, axis=0, keepdims=True))
+        centered = ops.transpose(centered, (1, 2, 0))
+        covariance = ops.matmul(centered, ops.transpose(centered, (0, 2, 1)))
+        covariance = all_reduce_sum(covariance) / _freedom(x)
         others = 1.0 - ops.eye(x.shape[-1], dtype=covariance.dtype)
         off_diagonal = ops.sum(ops.square(covariance * others), axis=(1, 2))
         return ops.mean(off_diagonal) / x.shape[-1]
@@ -108,4 +112,4 @@ class VICRegLoss:
 
 
 def _freedom(x):
-    return ops.cast(ops.shape(x)[0], x.dtype) - 1.0
+    return ops.cast(ops.shape(x)[0] * replica_count(), x.dtype) - 1.0

@@ -12,6 +12,7 @@ from keras_ssl.models.ssl_task import SSLTask, feature_dim, pool_features
 from keras_ssl.tokenizers import CLIPTokenizer, is_text, tokenize
 from keras_ssl.training import data as data_utils
 from keras_ssl.training.cached_gradients import in_micro_batches
+from keras_ssl.training.cross_device import all_gather, replica_id
 
 IMAGE_HEADS = ("projection", "attention", None)
 
@@ -207,7 +208,7 @@ class ImageTextTask(SSLTask):
         several = len(token_ids.shape) == 3
         ids = ops.cast(token_ids, "int32")
         if image_ids is None:
-            image_ids = rows
+            image_ids = rows + replica_id() * ops.shape(token_ids)[0]
         image_ids = ops.reshape(ops.cast(image_ids, "int32"), (-1, 1))
         captions = ids.shape[1] if several else 1
         ids = ops.reshape(ids, (-1, captions, ids.shape[-1]))
@@ -243,7 +244,8 @@ class ImageTextTask(SSLTask):
             *arguments, positives=positives, sample_mask=mask, return_logits=True
         )
         best = ops.argmax(ops.stop_gradient(logits), axis=1)[:, None]
-        fits = ops.cast(positive_mask(positives), "int32")
+        fits = positive_mask((positives[0], all_gather(positives[1])))
+        fits = ops.cast(fits, "int32")
         hit = ops.take_along_axis(fits, ops.cast(best, "int32"), axis=1)[:, 0]
         self.accuracy.update_state(hit, sample_weight=ops.cast(mask[0], "float32"))
         return loss

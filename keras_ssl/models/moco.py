@@ -9,6 +9,7 @@ from keras_ssl.layers.split_batch import apply_in_groups
 from keras_ssl.losses.info_nce import InfoNCELoss
 from keras_ssl.losses.nt_xent import l2_normalize
 from keras_ssl.models.ssl_task import SSLTask, feature_dim
+from keras_ssl.training.cross_device import all_gather, own_rows, whole_batch
 from keras_ssl.training.momentum_teacher import MomentumTeacher
 from keras_ssl.training.optimizers import sgd
 from keras_ssl.training.schedules import WarmupCosine, scale_learning_rate
@@ -34,8 +35,8 @@ class MoCo(MomentumTeacher, SSLTask):
     Under data parallelism on JAX a batch is one global array, whatever devices hold it: the parts
     are those of the global batch, keys are shuffled across devices, and the numbers are those of
     one device. With as many parts as devices every part lies on a device of its own and its
-    statistics need no communication. Where every device runs a copy of the step on its own batch,
-    the parts are parts of that batch.
+    statistics need no communication; under TensorFlow's strategies and torch.distributed there must
+    be so many, or one.
 
     Args:
         backbone: any image backbone of keras-hub, Keras or keras_ssl.
@@ -143,11 +144,15 @@ class MoCo(MomentumTeacher, SSLTask):
         """Keys `(N, projection_dim)` of unit length, without gradient."""
         if training and self.batch_norm_groups > 1:
             if order is None:
-                order = self.random.permutation((ops.shape(images)[0],))
-            images = ops.take(images, order, axis=0)
+                count = whole_batch(ops.shape(images)[0])
+                order = self.random.permutation((count,), batch_axis=None)
+            else:
+                order = all_gather(order)
+            # From all devices and back to them.
+            images = own_rows(ops.take(all_gather(images), order, axis=0))
         k = self.project(images, self.teacher_backbone, self.teacher_projection_head, training)
         if training and self.batch_norm_groups > 1:
-            k = ops.take(k, ops.argsort(order), axis=0)
+            k = own_rows(ops.take(all_gather(k), ops.argsort(order), axis=0))
         return ops.stop_gradient(k)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):

@@ -10,6 +10,7 @@ from keras import ops
 from keras_ssl.augmentation import RECIPES, Views, functional
 from keras_ssl.layers.image_converter import default_preprocessor, image_shape_of
 from keras_ssl.models import preset_io
+from keras_ssl.training import cross_device
 from keras_ssl.training import data as data_utils
 from keras_ssl.training.cached_gradients import in_micro_batches
 from keras_ssl.training.device import clear_gradients, with_static_batch
@@ -153,21 +154,25 @@ class SSLTask(keras_hub.models.Task, metaclass=SubclassedModelType):
     def update_step(self, *args):
         """All that a training step does: gradient, optimizer, teacher."""
         clear_gradients(self.trainable_variables)
-        if self.micro_batch_size is not None:
-            args = (*args[:-1], with_static_batch(args[-1], self._batch_size))
-        with self._without_embedding():
+        replicas = cross_device.replica_count()
+        if self.micro_batch_size is not None or replicas > 1:
+            args = (*args[:-1], with_static_batch(args[-1], self._batch_size // replicas))
+        with self._without_embedding(), cross_device.replica_step(self, args[-1]):
             return super().train_step(*args)
 
     def test_step(self, *args):
-        with self._without_embedding():
+        with self._without_embedding(), cross_device.replica_step(self, args[-1]):
             return super().test_step(*args)
+
+    def _compute_loss(self, *args, **kwargs):
+        return cross_device.share_of_loss(super()._compute_loss(*args, **kwargs))
 
     @property
     def metrics(self):
         return [*super().metrics, *([self.step_guard.tally] if self.step_guard else [])]
 
     def get_metrics_result(self):
-        results = super().get_metrics_result()
+        results = cross_device.mean_of_logs(super().get_metrics_result())
         if self.step_guard:
             del results[self.step_guard.tally.name]  # the guard's own
         return results
@@ -227,7 +232,7 @@ class SSLTask(keras_hub.models.Task, metaclass=SubclassedModelType):
             optimizer = None
         self.micro_batch_size = micro_batch_size
         self.watch_steps(non_finite)
-        super().compile(optimizer=optimizer, **kwargs)
+        super().compile(optimizer=optimizer, **cross_device.compile_options(self, kwargs))
 
     def watch_steps(self, non_finite: str | None) -> None:
         """Changes what `compile(non_finite=...)` said, and nothing else."""
@@ -270,7 +275,7 @@ class SSLTask(keras_hub.models.Task, metaclass=SubclassedModelType):
         auto = self._auto_compile
         own = ("epochs", "learning_rate", "micro_batch_size", "non_finite")
         kwargs = {k: v for k, v in auto.items() if k not in own}
-        super().compile(optimizer=optimizer, **kwargs)
+        super().compile(optimizer=optimizer, **cross_device.compile_options(self, kwargs))
         self._planned_steps = planned_steps
 
     def _plan(self, batch_size, steps_per_epoch, epochs, initial_epoch):
@@ -278,6 +283,7 @@ class SSLTask(keras_hub.models.Task, metaclass=SubclassedModelType):
         self._batch_size = batch_size
         if not self.compiled:
             self.compile()
+        cross_device.check(self, batch_size)
         if self._auto_compile is None:
             return
         done = 0 if self.optimizer is None else int(self.optimizer.iterations)
@@ -297,9 +303,10 @@ class SSLTask(keras_hub.models.Task, metaclass=SubclassedModelType):
                 "are done: a new one begins. Give compile() `epochs=` to span several fit() calls."
             )
         total = steps_per_epoch * (self._auto_compile["epochs"] or epochs)
-        optimizer = self.default_optimizer(
-            total_steps=total, batch_size=batch_size, steps_per_epoch=steps_per_epoch
-        )
+        with cross_device.scope_of(self):
+            optimizer = self.default_optimizer(
+                total_steps=total, batch_size=batch_size, steps_per_epoch=steps_per_epoch
+            )
         self._set_auto_optimizer(optimizer, total)
 
     # === Training ===
@@ -354,7 +361,8 @@ class SSLTask(keras_hub.models.Task, metaclass=SubclassedModelType):
             batch_size = min(batch_size or 32, len(images))
             if batch_size < 1:
                 raise ValueError(f"`batch_size` must be positive. Received: {batch_size}")
-            x = data_utils.ArrayBatches(x, batch_size, shuffle, self.seed, epoch=initial_epoch)
+            share = cross_device.process_share()
+            x = data_utils.ArrayBatches(x, batch_size, shuffle, self.seed, initial_epoch, share)
             steps = len(x)
             shuffle = False  # Keras would shuffle the order of the batches by an unsaved seed
         else:
@@ -368,6 +376,7 @@ class SSLTask(keras_hub.models.Task, metaclass=SubclassedModelType):
             images = data_utils.images_of(first)
             self._check_images(images)
             batch_size = int(keras.tree.flatten(images)[0].shape[0])  # maybe a tuple of views
+            batch_size *= cross_device.process_share()[1]  # each process has its own
             # Keras can shuffle these only, and warns about the others.
             shuffle = shuffle and isinstance(x, keras.utils.PyDataset)
             steps = data_utils.num_batches(x)
@@ -376,6 +385,7 @@ class SSLTask(keras_hub.models.Task, metaclass=SubclassedModelType):
                 shuffle = False
         validation_data = self._validation_batches(validation_data, batch_size)
         self._plan(batch_size, steps_per_epoch or steps, epochs, initial_epoch)
+        cross_device.begin_equal(self)
         if self.step_guard is not None:
             # First: what is not finite must not be saved.
             kwargs["callbacks"] = [FiniteSteps(self.step_guard), *_as_list(kwargs.get("callbacks"))]
@@ -400,7 +410,8 @@ class SSLTask(keras_hub.models.Task, metaclass=SubclassedModelType):
         data = keras.tree.map_structure(_to_numpy, data)
         images = data_utils.images_of(data)
         self._check_images(images)
-        return data_utils.ArrayBatches(data, min(batch_size, len(images)), shuffle=False)
+        batch_size, share = min(batch_size, len(images)), cross_device.process_share()
+        return data_utils.ArrayBatches(data, batch_size, shuffle=False, share=share)
 
     def evaluate(self, x=None, y=None, batch_size=None, **kwargs):
         """Loss on held-out images, with fixed views and masks and no state touched.
@@ -441,6 +452,7 @@ class SSLTask(keras_hub.models.Task, metaclass=SubclassedModelType):
 
     def train_on_batch(self, x, y=None, **kwargs):
         self._plan(len(data_utils.images_of(x)), None, 1, 0)
+        cross_device.check_single_batch(self)
         return keras.Model.train_on_batch(self, x, **kwargs)
 
     def test_on_batch(self, x, y=None, **kwargs):

@@ -20,12 +20,29 @@ class ArrayBatches(keras.utils.PyDataset):
         shuffle: new order every epoch.
         seed: of the order; random when `None`.
         epoch: the first epoch.
+        share: `(index, count)`: where several processes share every batch, which part this one
+            reads; see `keras_ssl.training.cross_device.process_share`.
     """
 
     def __init__(
-        self, arrays, batch_size: int, shuffle: bool = True, seed: int | None = None, epoch: int = 0
+        self,
+        arrays,
+        batch_size: int,
+        shuffle: bool = True,
+        seed: int | None = None,
+        epoch: int = 0,
+        share: tuple[int, int] = (0, 1),
     ):
         super().__init__()
+        index, count = share
+        if batch_size % count:
+            raise ValueError(
+                "`batch_size` is that of all processes together and must be a multiple of their "
+                f"number. Received: batch_size={batch_size}, {count} processes"
+            )
+        if seed is None and count > 1:
+            seed = 0  # one order for all processes
+        self.own = slice(index * batch_size // count, (index + 1) * batch_size // count)
         self.arrays = arrays
         self.batch_size = batch_size
         self.shuffle = shuffle
@@ -43,7 +60,7 @@ class ArrayBatches(keras.utils.PyDataset):
         return self.num_rows // self.batch_size
 
     def __getitem__(self, index):
-        rows = self.order[index * self.batch_size : (index + 1) * self.batch_size]
+        rows = self.order[index * self.batch_size : (index + 1) * self.batch_size][self.own]
         if not self.shuffle:
             rows = slice(rows[0], rows[-1] + 1)
         return (keras.tree.map_structure(lambda array: array[rows], self.arrays),)

@@ -11,6 +11,8 @@ import re
 import keras
 from keras import ops
 
+from keras_ssl.training.cross_device import share_of_loss, whole_gradients
+
 _TORCH = keras.backend.backend() == "torch"
 if _TORCH:
     import torch
@@ -281,12 +283,12 @@ class GroupedOptimizer(keras.optimizers.Optimizer):
             group = self._groups[self._get_variable_index(variable)]
             if group.clip is not None:
                 groups.setdefault(group.clip, []).append(position)
-        grads = list(grads)
+        grads = whole_gradients(grads)
         factors = _clip_factors(grads, groups.values(), self.clip_group_norm)
         for positions, factor in zip(groups.values(), factors, strict=True):
             for i in positions:
                 grads[i] = grads[i] * ops.cast(factor, grads[i].dtype)
-        return grads
+        return [share_of_loss(gradient) for gradient in grads]
 
     def update_step(self, gradient, variable, learning_rate):
         step = self._step

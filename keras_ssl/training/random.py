@@ -13,6 +13,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_ssl.training.cross_device import own_rows, whole_batch
+
 # Rotation distances of Threefry-2x32 (table 2 of the paper), four rounds each, alternating.
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA  # constant of Skein's key schedule, 32 bits of it
@@ -124,7 +126,13 @@ class RandomStream(keras.layers.Layer):
         )
         self.built = True
 
-    def bits(self, shape: tuple, advance: bool = True, stream: int = 0) -> Any:
+    def bits(
+        self,
+        shape: tuple,
+        advance: bool = True,
+        stream: int = 0,
+        batch_axis: int | None = 0,
+    ) -> Any:
         """Random 32-bit words.
 
         Args:
@@ -134,10 +142,14 @@ class RandomStream(keras.layers.Layer):
                 `evaluate` needs.
             stream: Static integer >= 0 that separates several `advance=False` draws of one
                 step, which would be equal otherwise.
+            batch_axis: which axis is the batch: where several replicas each have a share of it,
+                each gets the numbers that its rows have on one device. `None`: none is.
 
         Returns:
             int32 tensor of the given shape.
         """
+        if batch_axis is not None:
+            shape = tuple(whole_batch(n) if i == batch_axis else n for i, n in enumerate(shape))
         total: Any = 1
         # Tensors last: a JAX dimension that is not known yet is neither integer nor tensor.
         for size in sorted(shape, key=lambda size: hasattr(size, "dtype")):
@@ -150,11 +162,18 @@ class RandomStream(keras.layers.Layer):
             # Only now: in PyTorch `count` is a view of the variable, which `assign` overwrites.
             one = ops.convert_to_tensor([0, 0, 1], dtype="int32")
             self.state.assign(ops.cast(state + one, self.state.dtype))
-        return ops.reshape(ops.reshape(words, (-1,))[:total], shape)
+        words = ops.reshape(ops.reshape(words, (-1,))[:total], shape)
+        return words if batch_axis is None else own_rows(words, batch_axis)
 
-    def uniform(self, shape: tuple, advance: bool = True, stream: int = 0) -> Any:
+    def uniform(
+        self,
+        shape: tuple,
+        advance: bool = True,
+        stream: int = 0,
+        batch_axis: int | None = 0,
+    ) -> Any:
         """Uniform float32 numbers in [0, 1), multiples of 2^-24. Arguments as `bits`."""
-        return _unsigned_to_unit(self.bits(shape, advance, stream))
+        return _unsigned_to_unit(self.bits(shape, advance, stream, batch_axis))
 
     def normal(self, shape: tuple, advance: bool = True, stream: int = 0) -> Any:
         """Standard normal float32 numbers by the Box-Muller transform. Arguments as `bits`.
@@ -165,9 +184,16 @@ class RandomStream(keras.layers.Layer):
         radius = ops.sqrt(-2.0 * ops.log(1.0 - pair[..., 0]))
         return radius * ops.cos(2.0 * math.pi * pair[..., 1])
 
-    def permutation(self, shape: tuple, advance: bool = True, stream: int = 0) -> Any:
+    def permutation(
+        self,
+        shape: tuple,
+        advance: bool = True,
+        stream: int = 0,
+        batch_axis: int | None = 0,
+    ) -> Any:
         """Random orders of `0 .. shape[-1] - 1` along the last axis, int32. Arguments as `bits`."""
-        return ops.cast(ops.argsort(self.uniform(shape, advance, stream), axis=-1), "int32")
+        numbers = self.uniform(shape, advance, stream, batch_axis)
+        return ops.cast(ops.argsort(numbers, axis=-1), "int32")
 
     def call(self, shape):
         return self.uniform(shape)

@@ -1,0 +1,212 @@
+"""Trains a method on one device and on several, and measures how far the two runs are apart.
+
+A program of its own, because the number of devices is fixed when a backend starts:
+`KERAS_BACKEND=jax python tests/several_devices.py moco simclr ...` prints a line of JSON a method.
+JAX has eight virtual devices, TensorFlow two logical CPUs, PyTorch two processes.
+"""
+
+import json
+import os
+import sys
+
+if __name__ == "__main__" and os.environ["KERAS_BACKEND"] == "jax":
+    # Of little optimised code, which takes less time to compile than it saves here.
+    flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {flags}"
+
+import contextlib
+import subprocess
+import tempfile
+import time
+
+import keras
+import keras_hub
+import numpy as np
+import toy
+
+from keras_ssl.augmentation import Views
+from keras_ssl.backbones import TextTransformer, small_resnet
+from keras_ssl.models import ALIGN, CLIP, SigLIP
+
+STEPS, BATCH = 3, 16
+TWICE = ("moco_batch_norm", "simclr")  # on two devices and on eight
+
+
+def _text(**kwargs):
+    options = dict(hidden_dim=8, num_heads=2, num_layers=1, context_length=6, vocabulary_size=99)
+    return TextTransformer(**{**options, **kwargs})
+
+
+def _align():
+    bert = keras_hub.models.BertBackbone(
+        vocabulary_size=99, num_layers=1, num_heads=2, hidden_dim=8, intermediate_dim=8, dropout=0.0
+    )
+    return ALIGN(toy.vit(num_layers=1, hidden_dim=8), bert, tokenizer=None, augmenter=None, seed=1)
+
+
+def _convolutional():
+    return small_resnet((16, 16, 3), 4)
+
+
+def _one_view():
+    return Views([{"crop": {"scale": (0.2, 1.0)}, "flip": {}}], size=16, seed=1)
+
+
+# Every method, and beside it what else is computed over a batch: batch normalisation in a backbone,
+# whole and in parts; a bank of negatives; centring; stochastic depth of a fixed number of samples.
+METHODS = {
+    **toy.METHODS,
+    "mae": lambda: toy.mae(toy.vit(num_layers=1), augmenter=_one_view()),
+    "simclr": lambda: toy.simclr(toy.vit(num_layers=1), augmenter=toy.crops()),
+    "simclr_bank": lambda: toy.simclr(_convolutional(), augmenter=toy.crops(), memory_bank_size=20),
+    "moco": lambda: toy.moco(momentum=0.9),
+    "moco_batch_norm": lambda: toy.moco(_convolutional(), momentum=0.9, batch_norm_groups=2),
+    "moco_v3": lambda: toy.moco_v3(momentum=0.9),
+    "byol": lambda: toy.byol(momentum=0.9),
+    "byol_batch_norm": lambda: toy.byol(_convolutional(), momentum=0.9),
+    "dino": lambda: toy.dino(momentum=0.9, head_batch_norm=True),
+    "dinov2": lambda: toy.dinov2(momentum=0.9),
+    "dinov2_centering": lambda: toy.dinov2(
+        toy.vit(num_layers=1, use_mask_token=True, drop_path_rate=0.3, drop_path_subset=True),
+        momentum=0.9,
+        centering="centering",
+        separate_head=True,
+    ),
+    "clip": lambda: CLIP(toy.vit(num_layers=1), _text(), 8, tokenizer=None, seed=1),
+    "siglip": lambda: SigLIP(
+        toy.vit(num_layers=1, use_class_token=False),
+        _text(causal=False),
+        tokenizer=None,
+        block_size=3,
+        seed=1,
+    ),
+    "align": _align,
+}
+
+
+def data_of(method: str):
+    pictures = toy.images(BATCH, size=20)
+    if method not in ("clip", "siglip", "align"):
+        return pictures
+    # Some captions are missing and some are equal.
+    rng = np.random.default_rng(0)
+    ids = rng.integers(1, 99, (BATCH, 6)).astype("int32")
+    ids[3], ids[5] = 0, ids[9]
+    if method == "align":  # without views: prepared pictures
+        pictures = pictures[:, 2:18, 2:18].astype("float32") / 127.5 - 1.0
+    return {"images": pictures, "token_ids": ids}
+
+
+def trained(method: str, scope=contextlib.nullcontext) -> dict:
+    """Losses, start and end of every variable of a run of three steps of plain SGD.
+
+    SGD, because its moves are the gradients; Adam's first moves are their signs, and the sign of a
+    gradient that is zero but for rounding differs.
+    """
+    keras.utils.set_random_seed(0)
+    with scope():
+        model = METHODS[method]()
+        toy.fill(model, scale=0.2)
+        if hasattr(model, "reset_teacher"):
+            model.reset_teacher()
+        # XLA compiles for one device only on TensorFlow: the same kernels in both runs.
+        jit = "auto" if keras.backend.backend() == "jax" else False
+        model.compile(keras.optimizers.SGD(0.02, momentum=0.9), jit_compile=jit)
+    start = [toy.to_numpy(v).copy() for v in model.variables]
+    history = model.fit(data_of(method), batch_size=BATCH, epochs=STEPS, verbose=0)
+    return {
+        "loss": np.array(history.history["loss"], "float64"),
+        "paths": [v.path for v in model.variables],
+        "trainable": [v.trainable for v in model.variables],
+        "start": start,
+        "end": [toy.to_numpy(v) for v in model.variables],
+    }
+
+
+def distance(one: dict, many: dict) -> dict:
+    """How far two runs are apart: losses, weights and other state, relative to what moved.
+
+    A variable's difference is divided by its own move, or a hundredth of the largest move where
+    its own is less: a bias before batch normalisation moves by rounding only. Counters must agree.
+    """
+    result = {"loss": float(np.max(np.abs(one["loss"] - many["loss"]) / np.abs(one["loss"])))}
+    for kind in ("weights", "state"):
+        floats, wrong = [], []
+        for i, path in enumerate(one["paths"]):
+            if one["trainable"][i] != (kind == "weights"):
+                continue
+            start, a, b = (np.asarray(v) for v in (one["start"][i], one["end"][i], many["end"][i]))
+            if a.dtype.kind in "iu":
+                if not np.array_equal(a, b):
+                    wrong.append(path)
+                continue
+            a, b, start = (np.asarray(v, "float64") for v in (a, b, start))
+            if a.size:
+                floats.append((np.abs(a - b).max(), np.abs(a - start).max(), path))
+        largest = max((move for _, move, _ in floats), default=0.0)
+        worst = max(
+            ((gap / max(move, 1e-2 * largest, 1e-30), path) for gap, move, path in floats),
+            default=(0.0, None),
+        )
+        result[kind] = float("inf") if wrong else worst[0]
+        result[f"{kind}_worst"] = wrong or worst[1]
+        result[f"{kind}_move"] = largest
+    result["losses"] = one["loss"].tolist()
+    return result
+
+
+def on_jax(methods):
+    distribution = keras.distribution
+    devices = distribution.list_devices()
+    for method in methods:
+        distribution.set_distribution(None)
+        one = trained(method)
+        for count in (2, 8) if method in TWICE else (8,):
+            distribution.set_distribution(distribution.DataParallel(devices=devices[:count]))
+            yield method, count, one, trained(method)
+
+
+def on_tensorflow(methods):
+    import tensorflow as tf
+
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    two = [tf.config.LogicalDeviceConfiguration() for _ in range(2)]
+    tf.config.set_logical_device_configuration(cpu, two)
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    for method in methods:
+        yield method, 2, trained(method), trained(method, strategy.scope)
+
+
+def on_torch(methods):
+    """This process trains alone, then together with another that runs the same program."""
+    import torch.distributed as distributed
+
+    rank, folder = int(os.environ.get("RANK", 0)), os.environ.get("MEETING_PLACE")
+    other = None
+    if folder is None:
+        folder = tempfile.mkdtemp()
+        environment = {**os.environ, "RANK": "1", "MEETING_PLACE": folder}
+        other = subprocess.Popen([sys.executable, __file__, *methods], env=environment)
+    alone = {method: trained(method) for method in methods if rank == 0}
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2
+    )
+    for method in methods:
+        many = trained(method)
+        if rank == 0:
+            yield method, 2, alone[method], many
+    distributed.destroy_process_group()
+    if other is not None and other.wait():
+        raise RuntimeError(f"The other process ended with {other.returncode}.")
+
+
+def main(methods):
+    start = time.time()
+    run = {"jax": on_jax, "tensorflow": on_tensorflow, "torch": on_torch}[keras.backend.backend()]
+    for method, devices, one, many in run(methods):
+        line = {"method": method, "devices": devices, **distance(one, many)}
+        print(json.dumps({**line, "seconds": round(time.time() - start, 1)}), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:] or sorted(METHODS))
