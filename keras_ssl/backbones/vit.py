@@ -500,7 +500,7 @@ class ViTBackbone(keras_hub.models.Backbone, metaclass=SubclassedModelType):
         """
         if self.drop_path_stream is None:
             return None
-        return self.drop_path_stream.uniform((self.num_layers, 2, batch))
+        return self.drop_path_stream.uniform((self.num_layers, 2, batch), batch_axis=2)
 
     def pool(self, tokens, pooling: str = "token"):
         """One vector per picture.

@@ -74,7 +74,7 @@ class FeatureQueue(keras.layers.Layer):
         return ops.stop_gradient(ops.copy(ops.convert_to_tensor(self.rows)))
 
     def enqueue(self, features) -> None:
-        """Writes a batch `(N, dim)`, that of all devices, over the oldest rows; without gradient."""
+        """Writes a batch `(N, dim)`, all devices', over the oldest rows; without gradient."""
         features = all_gather(ops.cast(ops.stop_gradient(features), "float32"))
         known = features.shape[0] is not None
         count = features.shape[0] if known else ops.shape(features)[0]
