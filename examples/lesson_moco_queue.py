@@ -24,17 +24,11 @@ import sys
 import warnings
 
 from common import load
-from watching import knn, parts, plt
+from watching import knn, parts, plt, resident_megabytes
 
 import keras_ssl
 
 METHODS, BATCHES, QUEUE = ("SimCLR", "MoCo"), (16, 64, 256), 4096
-
-
-def resident_megabytes(which):
-    """`"VmRSS"`: now; `"VmHWM"`: at most, since `/proc/self/clear_refs` was written (Linux)."""
-    with open("/proc/self/status", encoding="ascii") as status:
-        return next(int(line.split()[1]) / 1024 for line in status if line.startswith(which))
 
 
 def measure(method, batch_size, epochs, seed):

@@ -53,6 +53,12 @@ def knn(what, data) -> float:
     return PROTOCOLS["knn"].evaluate(what, train=data.train, test=data.test).top1
 
 
+def resident_megabytes(which):
+    """`"VmRSS"`: now; `"VmHWM"`: at most, since `/proc/self/clear_refs` was written (Linux)."""
+    with open("/proc/self/status", encoding="ascii") as status:
+        return next(int(line.split()[1]) / 1024 for line in status if line.startswith(which))
+
+
 def report(runs: dict[str, dict]) -> None:
     for name, run in runs.items():
         last = {key: run["history"][key][-1] for key in CURVES}
