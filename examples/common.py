@@ -67,7 +67,7 @@ def arguments(doc: str, **defaults) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", help="default: runs/<recipe>_<data>")
     parser.add_argument(
-        "--watch", action="store_true", help="log k-NN and linear accuracy ten times or fewer"
+        "--watch", action="store_true", help="log k-NN and linear accuracy five times or so"
     )
     parser.set_defaults(**defaults)
     args = parser.parse_args()
@@ -76,7 +76,7 @@ def arguments(doc: str, **defaults) -> argparse.Namespace:
 
 
 def watch(data: Data, epochs: int, most: int = 10_000) -> list:
-    """Callbacks that log the protocols' figures ten times in a run (after every epoch of fewer).
+    """Callbacks that log the protocols' figures five times in a run (after every epoch of a short one).
 
     At most so many pictures are learned from, and a fifth as many tested. The best epoch of such
     a log was chosen on test pictures.
@@ -88,7 +88,7 @@ def watch(data: Data, epochs: int, most: int = 10_000) -> list:
     ):
         rows = np.random.default_rng(0).permutation(len(images))[:count]
         parts[part] = images[rows], labels[rows]
-    every = -(-epochs // 10)
+    every = -(-epochs // 5)
     return [
         KNNEvaluation(**parts, k=PROTOCOLS["knn"].k, every=every),
         LinearProbe(**parts, training_epochs=PROTOCOLS["linear"].epochs, every=every),

@@ -108,16 +108,39 @@ def card(facts, entry):
     )
 
 
-def table(presets):
-    """All presets as Markdown, of their facts by name."""
+def table(presets, prefix=""):
+    """All presets as Markdown, of their facts by name; links begin with the prefix."""
     yield "| preset | method | data | parameters | MB | k-NN | linear | untrained | raw pixels |"
     yield "|" + " --- |" * 9
     for name, facts in presets.items():
-        pairs = (f"{facts[which]['knn'] * 100:.1f} / {facts[which]['linear'] * 100:.1f}"
-                 for which in ("untrained", "pixels"))  # fmt: skip
+        pairs = (
+            f"{facts[which]['knn'] * 100:.1f} / {facts[which]['linear'] * 100:.1f}"
+            for which in ("untrained", "pixels")
+        )
         figures = " | ".join(percent(facts["figures"][which]) for which in ("knn", "linear"))
         yield (
-            f"| [`{name}`](presets/{name}) | {facts['method']} | {facts['data']} "
+            f"| [`{name}`]({prefix}{name}/README.md) | {facts['method']} | {facts['data']} "
             f"| {facts['parameters']['backbone']:,} | {facts['bytes'] / 1e6:.1f} "
             f"| {figures} | {' | '.join(pairs)} |"
         )
+
+
+PAGE = """# Presets that ship with keras_ssl
+
+Each folder is a keras-hub preset with the model's full state (heads, teacher, queue, decoder),
+stored in float16, and a model card. They are put inside the wheel and load by name, offline:
+`keras_ssl.models.MAE.from_preset("mae_vit_nano_cifar10")`.
+
+Top-1 accuracy of frozen features; untrained and raw pixels are k-NN / linear.
+`python tools/train_zoo.py --check --cifar10 cifar10.tar.gz` measures all of them again.
+
+{table}
+
+The last epoch of short runs on one core of a CPU: they are there to start from, to test with and to
+compare, not to win. Every card says how its preset was made.
+"""
+
+
+def page(presets):
+    """`presets/README.md`."""
+    return PAGE.format(table="\n".join(table(presets)))

@@ -19,7 +19,7 @@ import os
 import subprocess
 import sys
 
-from model_cards import NAMES, card, draw, table
+from model_cards import NAMES, card, draw, page, table
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 EXAMPLES = os.path.join(ROOT, "examples")
@@ -53,10 +53,10 @@ ZOO = {
     "dino_resnet_emoji": Entry("dino", "emoji", 10, RESNET),
     "dinov2_vit_cifar10": Entry("dinov2", "cifar10", 5, "a ViT, 96 wide, 4 blocks, patch 8"),
     "siglip_resnet_emoji": Entry(
-        "siglip", "emoji", 30, f"{RESNET} and a text transformer, 96 wide, 2 blocks", PAIRS
+        "siglip", "emoji", 10, f"{RESNET} and a text transformer, 96 wide, 2 blocks", PAIRS
     ),
     "align_efficientnet_emoji": Entry(
-        "align", "emoji", 12, "keras-hub's EfficientNet and BERT, very small", PAIRS
+        "align", "emoji", 10, "keras-hub's EfficientNet and BERT, very small", PAIRS
     ),
 }
 
@@ -159,6 +159,8 @@ def make(name, source, run):
         file.write("\n")
     with open(os.path.join(target, "README.md"), "w", encoding="utf-8") as file:
         file.write(card(facts, entry))
+    with open(os.path.join(PRESETS, "README.md"), "w", encoding="utf-8") as file:
+        file.write(page(shipped()))
     print(f"{target}: {facts['figures']}, {facts['bytes'] / 1e6:.1f} MB")
 
 
@@ -208,7 +210,7 @@ def main():
     args = parser.parse_args()
     sources = {"cifar10": args.cifar10, "emoji": "emoji"}
     if args.table:
-        print("\n".join(table(shipped())))
+        print("\n".join(table(shipped(), "presets/")))
         return
     sys.path.insert(0, EXAMPLES)
     if args.check:
