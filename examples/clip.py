@@ -40,7 +40,7 @@ def build(size=32, width=48, method=keras_ssl.models.CLIP, normalization=(0.5, 0
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", help="emoji64.npz, for nine styles")
+    parser.add_argument("--data", default="emoji", help="or emoji64.npz, for nine styles")
     parser.add_argument("--epochs", type=int, default=180)
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--width", type=int, default=48)
@@ -52,15 +52,21 @@ def main():
     data = load(args.data, args.size, args.concepts)
     model = build(args.size, args.width)
     model.compile(learning_rate=1e-3)
-    start, processor, rows = time.time(), time.process_time(), data.train
-    model.fit(data.images[rows], data.captions[rows], args.batch_size, args.epochs, verbose=2)
-    result = {
-        "pictures": len(rows), "pairs": len(data.names), "unseen": int(data.unseen.sum()),
-        "seconds": time.time() - start, "processor seconds": time.process_time() - processor,
-        "parameters": model.count_params(),
-        "pixels": measure("pixels", data), "CLIP": measure(model, data),
-    }  # fmt: skip
     args.output.mkdir(parents=True, exist_ok=True)
+    log = keras.callbacks.CSVLogger(args.output / "log.csv")
+    start, rows, fit = time.process_time(), data.train, dict(verbose=2, callbacks=[log])
+    model.fit(data.images[rows], data.captions[rows], args.batch_size, args.epochs, **fit)
+    result = {
+        "backend": keras.backend.backend(),
+        "options": {"seed": 0, **vars(args), "output": str(args.output)},
+        "pictures": len(rows),
+        "pairs": len(data.names),
+        "unseen": int(data.unseen.sum()),
+        "parameters": model.count_params(),
+        "training_seconds": {"processor": time.process_time() - start},
+        "raw pixels": measure("pixels", data),
+        "CLIP": measure(model, data),
+    }
     (args.output / "result.json").write_text(json.dumps(result, indent=1))
     model.save_to_preset(args.output / "preset")
     print(json.dumps(result, indent=1))

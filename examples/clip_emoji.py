@@ -31,8 +31,8 @@ class Emoji:
     unseen: np.ndarray  # which of them no training picture shows
 
 
-def load(path=None, size=32, concepts=None) -> Emoji:
-    if path is None:
+def load(path="emoji", size=32, concepts=None) -> Emoji:
+    if path == "emoji":
         data = keras_ssl.datasets.load_emoji(image_size=size, background=(255, 255, 255))
         images, captions, styles, groups = data.images, data.captions, data.styles, data.groups
     else:
@@ -62,15 +62,19 @@ def resize(images, size):
 def measure(what, data: Emoji) -> dict:
     """Figures of a model or of `"pixels"`; whoever asks shows the held-out style."""
     pixels = isinstance(what, str)
-    picture = resize(data.images, 16) if pixels else data.images
-    x = pixel_features(picture) if pixels else what.encode_image(picture, batch_size=256)
-    result = {}
+
+    def embed(rows):
+        if pixels:
+            return pixel_features(resize(data.images[rows], 16))
+        return what.encode_image(data.images[rows], batch_size=256)
+
+    asked, gallery, result = embed(data.queries), embed(data.gallery), {}
     for which, keep in (("all", data.names == data.names), ("unseen", data.unseen)):
-        names, queries = data.names[keep], x[data.queries[keep]]
-        found = retrieval_recall(queries, x[data.gallery], names, data.names, ks=(1, 5))
+        names = data.names[keep]
+        found = retrieval_recall(asked[keep], gallery, names, data.names, ks=(1, 5))
         result[f"picture to picture, {which}"] = found
         if not pixels:
             weights = zero_shot_classifier(what, names, "name", batch_size=256).weights
-            found = retrieval_recall(queries, weights, ks=(1, 5))
+            found = retrieval_recall(asked[keep], weights, ks=(1, 5))
             result[f"zero-shot, {which}"] = {"classes": len(names), **found}
     return result
