@@ -76,7 +76,7 @@ def arguments(doc: str, **defaults) -> argparse.Namespace:
 
 
 def watch(data: Data, epochs: int, most: int = 10_000) -> list:
-    """Callbacks that log the protocols' figures five times in a run (after every epoch of a short one).
+    """Callbacks that log the protocols' figures five times in a run, if it is that long.
 
     At most so many pictures are learned from, and a fifth as many tested. The best epoch of such
     a log was chosen on test pictures.

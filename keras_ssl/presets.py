@@ -43,6 +43,16 @@ def _released() -> dict[str, dict]:
         return json.load(file)
 
 
+def _figures_of(folder: str) -> dict:
+    """What was measured on a shipped preset, `figures.json`."""
+    path = os.path.join(folder, "figures.json")
+    if not os.path.isfile(path):
+        return {}
+    with open(path, encoding="utf-8") as file:
+        facts = json.load(file)
+    return {key: facts[key] for key in ("data", "parameters", "bytes", "figures", "command")}
+
+
 def list_presets(shipped: bool = True, released: bool = False) -> dict[str, dict]:
     """Presets by name.
 
@@ -51,10 +61,12 @@ def list_presets(shipped: bool = True, released: bool = False) -> dict[str, dict
         released: weights that others released, which are fetched on first use.
 
     Returns:
-        A dict from name to a description. Of shipped ones: `"method"`, `"path"`. Of released
-        ones: `"method"`, `"source"` (a handle `hf://...` or the address of a file),
-        `"architecture"`, `"parameters"`, `"image_size"`, `"normalization"`, `"licence"`, and
-        `"figure"` with `"figure_source"`, the number its authors state, or `None`.
+        A dict from name to a description. Of shipped ones: `"method"`, `"path"`, `"data"`,
+        `"parameters"` (`"backbone"` and `"all"`), `"bytes"` and `"figures"` in [0, 1] by name, as
+        they were measured on the shipped file (`"command"` repeats it). Of released ones:
+        `"method"`, `"source"` (a handle `hf://...` or the address of a file), `"architecture"`,
+        `"parameters"`, `"image_size"`, `"normalization"`, `"licence"`, and `"figure"` with
+        `"figure_source"`, the number its authors state, or `None`.
 
     Example:
 
@@ -69,7 +81,7 @@ def list_presets(shipped: bool = True, released: bool = False) -> dict[str, dict
         if os.path.isfile(task):
             with open(task, encoding="utf-8") as file:
                 method = json.load(file)["class_name"]
-            presets[name] = {"method": method, "path": path}
+            presets[name] = {"method": method, "path": path, **_figures_of(path)}
     if released:
         presets.update(_released())
     return presets

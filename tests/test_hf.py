@@ -11,10 +11,12 @@ import transformers
 from gradients import compiled
 from keras import ops
 
+import keras_ssl
 from keras_ssl.backbones import ViTBackbone
 from keras_ssl.converters import from_transformers, to_transformers
 from keras_ssl.layers.image_converter import preprocessor_for
-from keras_ssl.models import MAE
+from keras_ssl.models import ALIGN, MAE
+from keras_ssl.presets import resolve_preset
 
 SIZES = dict(
     hidden_size=16,
@@ -163,6 +165,106 @@ def test_image_and_text(kind, tmp_path):
     to_transformers(model, tmp_path / "ours")
     again = cls.from_pretrained(tmp_path / "ours").eval()
     np.testing.assert_allclose(logits(again), logits(reference), atol=1e-5)
+
+
+def random_align(folder):
+    """A random ALIGN of transformers, saved, whose every parameter and statistic matters."""
+    vision = dict(
+        image_size=32,
+        width_coefficient=0.25,
+        depth_coefficient=1.2,
+        depthwise_padding=[4],
+        kernel_sizes=[3, 5, 3],
+        in_channels=[32, 16, 24],
+        out_channels=[16, 24, 40],
+        strides=[1, 2, 2],
+        num_block_repeats=[1, 1, 2],
+        expand_ratios=[1, 6, 4],
+        hidden_dim=16,
+    )
+    text = dict(
+        **dict(hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2),
+        **dict(vocab_size=30, max_position_embeddings=6, pad_token_id=0),
+    )
+    torch.manual_seed(0)
+    width = transformers.models.align.modeling_align.round_filters(
+        transformers.AlignVisionConfig(**vision), vision["out_channels"][-1]
+    )
+    config = transformers.AlignConfig(
+        text_config=text, vision_config=vision, projection_dim=width, temperature_init_value=0.3
+    )
+    model = transformers.AlignModel(config).eval()
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if not tensor.is_floating_point():
+                continue
+            noise = torch.randn_like(tensor)
+            if tensor.ndim > 1:  # large enough that the last layers see a difference
+                tensor.copy_(1.5 * noise * (tensor.numel() / len(tensor)) ** -0.5)
+            elif "running_var" in name:
+                tensor.copy_(0.5 + torch.rand_like(tensor))
+            elif name != "temperature":
+                tensor.add_(0.1 * noise)
+    model.save_pretrained(folder)
+    return model
+
+
+def test_align(tmp_path, monkeypatch):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    reference = random_align(tmp_path / "theirs")
+    settings = dict(size={"height": 40, "width": 40}, crop_size={"height": 32, "width": 32})
+    transformers.EfficientNetImageProcessor(
+        **settings, do_center_crop=True, rescale_factor=1 / 127.5, rescale_offset=True
+    ).save_pretrained(tmp_path / "theirs")
+    edited = json.loads((tmp_path / "theirs" / "preprocessor_config.json").read_text())
+    edited["do_normalize"] = False
+    (tmp_path / "theirs" / "preprocessor_config.json").write_text(json.dumps(edited))
+    model, preprocessor, report = from_transformers(tmp_path / "theirs")
+    assert isinstance(model, ALIGN) and not (report.missing or report.unexpected)
+    grey = keras.ops.convert_to_numpy(preprocessor(np.full((1, 64, 64, 3), 51, "uint8")))
+    np.testing.assert_allclose(grey, 51 / 127.5 - 1, atol=1e-5)
+    images = RNG.normal(size=(3, 32, 32, 3)).astype("float32")
+    ids = np.array([[28, 3, 9, 29, 0, 0], [28, 1, 2, 4, 5, 29], [28, 7, 0, 0, 0, 0]], "int32")
+
+    def outputs(reference):
+        with torch.no_grad():
+            found = reference(
+                input_ids=torch.tensor(ids),
+                attention_mask=torch.tensor(ids != 0).long(),
+                pixel_values=torch.tensor(images.transpose(0, 3, 1, 2).copy()),
+            )
+        names = ("image_embeds", "text_embeds", "logits_per_image")
+        return [getattr(found, name).numpy() for name in names]
+
+    def mine(model):
+        features = compiled(lambda images, ids: (model.encode(images), model.encode_ids(ids)))(
+            ops.convert_to_tensor(images), ops.convert_to_tensor(ids)
+        )
+        x, y = (keras.ops.convert_to_numpy(f) for f in features)
+        x, y = (f / np.linalg.norm(f, axis=1, keepdims=True) for f in (x, y))
+        return [x, y, np.exp(float(model.logit_scale.numpy())) * x @ y.T]
+
+    expected = outputs(reference)
+    assert np.ptp(expected[2]) > 0.1  # pictures and texts that differ
+    for found, value in zip(mine(model), expected, strict=True):
+        np.testing.assert_allclose(found, value, atol=1e-5)
+    to_transformers(model, tmp_path / "ours")
+    again, info = transformers.AlignModel.from_pretrained(
+        tmp_path / "ours", output_loading_info=True
+    )
+    assert not (info["unexpected_keys"] or info["mismatched_keys"])
+    unread = ("pooler", "num_batches_tracked")
+    assert all(any(part in key for part in unread) for key in info["missing_keys"])
+    for found, value in zip(outputs(again.eval()), expected, strict=True):
+        np.testing.assert_allclose(found, value, atol=1e-5)
+    folder = resolve_preset(str(tmp_path / "theirs"))  # a preset, with its preprocessing
+    loaded = ALIGN.from_preset(folder)
+    for found, value in zip(loaded.get_weights(), model.get_weights(), strict=True):
+        if value.dtype == "float32":  # and not the state of random streams
+            np.testing.assert_array_equal(found, value)
+    model = ALIGN(keras_ssl.backbones.small_resnet((16, 16, 3), 4), model.text_backbone)
+    with pytest.raises(ValueError, match="needs an EfficientNet and a BertEncoder"):
+        to_transformers(model, tmp_path / "refused")
 
 
 @pytest.mark.parametrize("name", ["../model-1.safetensors", "/etc/passwd", "a/../../b", 3, ""])

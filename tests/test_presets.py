@@ -317,6 +317,25 @@ def test_stored_in_half_the_bytes(tmp_path):
         model.save_to_preset(tmp_path / "half", storage_dtype="int8")
 
 
+def test_going_on_with_other_pictures(tmp_path):
+    """From a preset with the full state: teacher, queue and random streams are there, and the next
+    steps are those of the model that was saved. From rounded weights they are nearly so."""
+    model = moco_toy()
+    model.compile(keras.optimizers.SGD(0.1))
+    model.fit(PICTURES, batch_size=8, epochs=2, verbose=0)
+    tolerances = {None: 1e-6, "float16": 2e-3}
+    for storage in tolerances:
+        model.save_to_preset(tmp_path / str(storage), storage_dtype=storage)
+    others = images(8, seed=5)
+    expected = model.fit(others, batch_size=8, epochs=2, verbose=0).history["loss"]
+    for storage, tolerance in tolerances.items():
+        loaded = MoCo.from_preset(str(tmp_path / str(storage)))
+        assert int(loaded.seen_batches) == 2 and int(loaded.queue.pointer) == 16
+        loaded.compile(keras.optimizers.SGD(0.1))
+        losses = loaded.fit(others, batch_size=8, epochs=2, verbose=0).history["loss"]
+        np.testing.assert_allclose(losses, expected, atol=10 * tolerance)
+
+
 # === Safety ===
 
 

@@ -79,10 +79,13 @@ def evaluated(model, data, entry):
     return figures, protocols
 
 
-def command_of(name, entry, backend=None):
+def command_of(name, entry):
+    import keras
+
     protocols = " ".join(f"-p {protocol}" for protocol in entry.protocols)
     data = "emoji" if entry.data == "emoji" else "cifar10.tar.gz"
-    return f"keras-ssl evaluate {name} --data {data} {protocols} --linear-epochs 20"
+    backend = f"KERAS_BACKEND={keras.backend.backend()}"
+    return f"{backend} keras-ssl evaluate {name} --data {data} {protocols} --linear-epochs 20"
 
 
 def measure(name, entry, source, log):

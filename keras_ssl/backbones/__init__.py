@@ -1,5 +1,7 @@
 """Backbones."""
 
+from keras_ssl.backbones.bert import BertEncoder
+from keras_ssl.backbones.efficientnet import EFFICIENTNET_STAGES, EfficientNet
 from keras_ssl.backbones.modified_resnet import MODIFIED_RESNET_SIZES, ModifiedResNet
 from keras_ssl.backbones.resnet import RESNET_BLOCKS, resnet
 from keras_ssl.backbones.small_resnet import small_resnet
@@ -7,6 +9,9 @@ from keras_ssl.backbones.text_transformer import TEXT_SIZES, TextTransformer
 from keras_ssl.backbones.vit import VIT_SIZES, ViTBackbone
 
 __all__ = [
+    "BertEncoder",
+    "EFFICIENTNET_STAGES",
+    "EfficientNet",
     "MODIFIED_RESNET_SIZES",
     "ModifiedResNet",
     "RESNET_BLOCKS",

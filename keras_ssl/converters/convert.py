@@ -99,11 +99,24 @@ def _without_leading_ones(array, entry):
     return array
 
 
+def _heads_to_official(array, entry):
+    return np.transpose(array.reshape(array.shape[0], -1))
+
+
+def _from_heads_to_official(array, entry):
+    return np.transpose(array.reshape(-1, array.shape[-1]))
+
+
 _TO_OURS = {
     "same": lambda array, entry: array,
     "linear": lambda array, entry: np.transpose(_axes(array, 2, "a Linear weight")),
     "conv": lambda array, entry: np.transpose(_axes(array, 4, "a convolution"), (2, 3, 1, 0)),
     "patch_conv": _patch_conv_to_ours,
+    "depthwise": lambda array, entry: np.transpose(_axes(array, 4, "a convolution"), (2, 3, 0, 1)),
+    "heads": lambda array, entry: np.transpose(array).reshape(entry.variable.shape),
+    "from_heads": lambda array, entry: np.transpose(array).reshape(entry.variable.shape),
+    "vector": lambda array, entry: array.reshape(entry.variable.shape),
+    "temperature": lambda array, entry: -np.log(array),
     "flat": lambda array, entry: array.reshape(entry.variable.shape),
     "leading": lambda array, entry: array.reshape(entry.variable.shape),
     "scalar": lambda array, entry: array.reshape(entry.variable.shape),
@@ -115,6 +128,11 @@ _TO_OFFICIAL = {
     "linear": lambda array, entry: np.transpose(array),
     "conv": lambda array, entry: np.transpose(array, (3, 2, 0, 1)),
     "patch_conv": _patch_conv_to_official,
+    "depthwise": lambda array, entry: np.transpose(array, (2, 3, 0, 1)),
+    "heads": _heads_to_official,
+    "from_heads": _from_heads_to_official,
+    "vector": lambda array, entry: array.reshape(-1),
+    "temperature": lambda array, entry: np.exp(-array),
     "flat": lambda array, entry: array.reshape(1, 1, -1),
     "leading": _without_leading_ones,
     "scalar": lambda array, entry: array.reshape(1),

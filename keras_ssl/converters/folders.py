@@ -5,6 +5,7 @@ import os
 
 from keras_ssl.converters import transformers as hf
 from keras_ssl.converters import (
+    transformers_align,
     transformers_clip,
     transformers_dinov2,
     transformers_dinov3,
@@ -17,6 +18,7 @@ from keras_ssl.layers.image_converter import preprocessor_for
 from keras_ssl.safe_files import replacing
 
 _SOURCES = (
+    transformers_align,
     transformers_clip,
     transformers_dinov2,
     transformers_dinov3,
@@ -34,9 +36,9 @@ def from_transformers(folder) -> tuple:
             `pytorch_model.bin`, read as weights only).
 
     Returns:
-        `(model, preprocessor, report)`: an `MAE` for `vit_mae`, a `CLIP` or `SigLIP` for theirs, a
-        `ViTBackbone` for the other vision encoders; an `ImagePreprocessor`, or `None` where the
-        folder has none; and the `LoadReport`.
+        `(model, preprocessor, report)`: an `MAE` for `vit_mae`, a `CLIP`, `SigLIP` or `ALIGN` for
+        theirs, a `ViTBackbone` for the other vision encoders; an `ImagePreprocessor`, or `None`
+        where the folder has none; and the `LoadReport`.
 
     Raises:
         ValueError: an architecture or a setting that is not offered, files that are missing or
@@ -78,9 +80,10 @@ def to_transformers(model, folder, preprocessor=None) -> None:
     preprocessor. The files are written beside the folder, which then takes its place.
 
     Args:
-        model: an `MAE`, `CLIP` or `SigLIP`, or a `ViTBackbone` that one of the architectures can
-            express: DINO's and plain encoders (`vit`, `ijepa` without class token), DINOv2's with
-            layer scale (`dinov2`, `dinov2_with_registers`), rotary ones (`dinov3_vit`).
+        model: an `MAE`, `CLIP`, `SigLIP` or `ALIGN`, or a `ViTBackbone` that one of the
+            architectures can express: DINO's and plain encoders (`vit`, `ijepa` without class
+            token), DINOv2's with layer scale (`dinov2`, `dinov2_with_registers`), rotary ones
+            (`dinov3_vit`).
         folder: where to write.
         preprocessor: an `ImagePreprocessor`; the model's own when `None`.
 
@@ -103,12 +106,14 @@ def to_transformers(model, folder, preprocessor=None) -> None:
 def _source_of(model):
     if hasattr(model, "decoder_blocks"):
         return transformers_vit_mae
+    if type(model).__name__ == "ALIGN":
+        return transformers_align
     if type(model).__name__ in ("CLIP", "SigLIP"):
         return transformers_clip
     if not hasattr(model, "patch_embedding"):
         raise ValueError(
-            "The transformers layout is written for MAE, CLIP, SigLIP and ViTBackbone; else pass "
-            f"`model.backbone`. Received: model of class {type(model).__name__}"
+            "The transformers layout is written for MAE, CLIP, SigLIP, ALIGN and ViTBackbone; else "
+            f"pass `model.backbone`. Received: model of class {type(model).__name__}"
         )
     if model.position_embedding_type == "rotary":
         return transformers_dinov3

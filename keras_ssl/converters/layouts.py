@@ -15,6 +15,11 @@ from collections.abc import Callable
 #   conv        torch's convolution [out, in, h, w] to a Conv2D kernel (h, w, in, out)
 #   patch_conv  a convolution [dim, channels, p, p] whose stride is its size, to the kernel
 #               (p * p * channels, dim) of a Dense over patches in (row, column, channel) order
+#   depthwise   a torch depthwise convolution [dim, 1, h, w] to a kernel (h, w, dim, 1)
+#   heads       [heads * size, in] to (in, heads, size): a Dense of keras' multi-head attention
+#   from_heads  [out, heads * size] to (heads, size, out): the one behind it
+#   vector      [heads * size] to (heads, size)
+#   temperature a divisor of similarities to the logarithm of a factor
 #   flat        [1, 1, dim] to (1, dim)
 #   leading     as it is, but for leading axes of size 1 that only ours has
 #   scalar      a vector of one to a scalar

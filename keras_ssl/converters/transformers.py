@@ -209,12 +209,13 @@ def preprocessing(folder: str) -> dict | None:
     squash = not config.get("do_center_crop") and width is not None
     scaled = config.get("do_rescale", True)
     normalised = config.get("do_normalize", True)
+    zero = 1.0 if scaled and config.get("rescale_offset") else 0.0  # to [-1, 1] by the rescaling
     return {
         "image_size": None if height is None else (height, width or height),
         "crop_fraction": fraction,
         "crop_to_aspect_ratio": not squash,
         "interpolation": _RESAMPLE.get(config.get("resample", 3), "bicubic"),
-        "mean": tuple(config.get("image_mean", (0.5,) * 3)) if normalised else (0.0,) * 3,
+        "mean": tuple(config.get("image_mean", (0.5,) * 3)) if normalised else (zero,) * 3,
         "std": tuple(config.get("image_std", (0.5,) * 3)) if normalised else (1.0,) * 3,
         "factor": config.get("rescale_factor", 1 / 255) if scaled else 1.0,
     }

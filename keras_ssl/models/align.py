@@ -18,8 +18,10 @@ class ALIGN(ImageTextTask):
     `exp(-s)` is learned from 1.
 
     Args:
-        backbone: image encoder, `keras_hub.models.EfficientNetBackbone` in the paper.
-        text_backbone: text encoder, `keras_hub.models.BertBackbone` in the paper.
+        backbone: image encoder, an EfficientNet in the paper: `keras_ssl.backbones.EfficientNet`,
+            as released weights have it, or `keras_hub.models.EfficientNetBackbone`.
+        text_backbone: text encoder, a BERT in the paper: `keras_ssl.backbones.BertEncoder`, as
+            released weights have it, or `keras_hub.models.BertBackbone`.
         projection_dim: width of the common space; the image encoder's when `None`. Another one adds
             a linear layer to the image side as well.
         tokenizer: what belongs to the text encoder, e.g. a
