@@ -550,6 +550,24 @@ class ViTBackbone(keras_hub.models.Backbone, metaclass=SubclassedModelType):
     def default_lora_layer_names(self):
         return ["qkv", "projection"]
 
+    def enable_lora(self, rank, target_layer_names=None):
+        """Trains low-rank updates of attention's projections, and nothing else of the backbone.
+
+        `W x` becomes `W x + A B x` with `A` and `B` of rank `rank`; saving adds `A B` to `W`.
+
+        Args:
+            rank: int.
+            target_layer_names: layers that get one; `None` for `default_lora_layer_names()`.
+
+        Reference:
+            Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, 2022.
+        """
+        super().enable_lora(rank, target_layer_names)
+        # keras-hub leaves biases of those layers and the backbone's own tokens and positions to
+        # learn, though `save_lora_weights` does not hold them.
+        for variable in self.trainable_variables:
+            variable.trainable = "lora_kernel" in variable.path
+
     def get_config(self):
         return {
             **super().get_config(),
