@@ -1,7 +1,10 @@
 """Model cards and the table of the presets that ship, from what `train_zoo.py` measured."""
 
-import importlib
+import ast
 import json
+import os
+
+EXAMPLES = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "examples")
 
 DATA = {
     "cifar10": "CIFAR-10 (Krizhevsky 2009), 50,000 training pictures of 32 px, without labels",
@@ -30,7 +33,7 @@ CARD = """# {name}
 {rows}
 
 The shipped file, after the last epoch, measured by `{command}`. {best} Protocols: {protocols}.
-
+{own}
 ![log of the run](log.png)
 """
 
@@ -79,13 +82,27 @@ def best(curves):
     )
 
 
+def own_figures(own):
+    """What the recipe measured itself, on what it held out."""
+    if not own:
+        return ""
+    lines = ["", "| the recipe's own figures | R@1 | R@5 | among |", "| --- | --- | --- | --- |"]
+    for what, figures in own.items():
+        for task, found in figures.items():
+            classes = found.get("classes", "")
+            row = " | ".join(percent(found[name]) for name in ("R@1", "R@5"))
+            lines.append(f"| {what}: {task} | {row} | {classes} |")
+    return "\n".join(lines) + "\n"
+
+
 def percent(value):
     return "" if value is None else f"{100 * value:.1f} %"
 
 
 def card(facts, entry):
     """The page of one preset; the recipe's docstring says what the method is."""
-    doc = importlib.import_module(entry.recipe).__doc__.strip().splitlines()
+    with open(os.path.join(EXAMPLES, f"{entry.recipe}.py"), encoding="utf-8") as file:
+        doc = ast.get_docstring(ast.parse(file.read())).splitlines()
     rows = [
         f"| {NAMES[name]} | {percent(facts['pixels'].get(name))} "
         f"| {percent(facts['untrained'][name])} | **{percent(value)}** |"
@@ -94,6 +111,8 @@ def card(facts, entry):
     data = DATA[entry.data]
     if "retrieval" in entry.protocols:
         data = data.replace("without labels", "with their names, without the classes")
+    if entry.note:
+        data = f"{data}. {entry.note}"
     return CARD.format(
         **{key: facts[key] for key in ("name", "method", "seed", "minutes", "recipe", "backend")},
         **facts["parameters"],
@@ -104,6 +123,7 @@ def card(facts, entry):
         rows="\n".join(rows),
         command=facts["command"],
         best=best(facts["curves"]),
+        own=own_figures(facts.get("own")),
         protocols="; ".join(json.dumps(protocol) for protocol in facts["protocols"]),
     )
 

@@ -19,10 +19,9 @@ import os
 import subprocess
 import sys
 
-from model_cards import NAMES, card, draw, page, table
+from model_cards import EXAMPLES, NAMES, card, draw, page, table
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-EXAMPLES = os.path.join(ROOT, "examples")
 PRESETS = os.path.join(ROOT, "presets")
 TOLERANCE = 0.003
 
@@ -36,6 +35,8 @@ class Entry:
     epochs: int
     network: str
     protocols: tuple = ("knn", "linear")
+    options: tuple = ("--watch",)
+    note: str = ""  # on the data
 
 
 RESNET = "a small residual network (`keras_ssl.backbones.small_resnet`)"
@@ -52,6 +53,18 @@ ZOO = {
     "dino_resnet_cifar10": Entry("dino", "cifar10", 5, RESNET),
     "dino_resnet_emoji": Entry("dino", "emoji", 10, RESNET),
     "dinov2_vit_cifar10": Entry("dinov2", "cifar10", 5, "a ViT, 96 wide, 4 blocks, patch 8"),
+    "dinov2_vit_emoji": Entry("dinov2", "emoji", 10, "a ViT, 96 wide, 4 blocks, patch 8"),
+    "clip_resnet_emoji": Entry(
+        "clip",
+        "emoji",
+        180,
+        "a small residual network, 48 wide, and a text transformer, 128 wide, 2 blocks",
+        PAIRS,
+        (),
+        "One style (Twemoji) and every fifth concept are in no training pair; the pictures that "
+        "`keras-ssl evaluate` asks for are others, most of them in training: the recipe's own "
+        "figures below are those on what is new",
+    ),
     "siglip_resnet_emoji": Entry(
         "siglip", "emoji", 10, f"{RESNET} and a text transformer, 96 wide, 2 blocks", PAIRS
     ),
@@ -136,13 +149,14 @@ def log_of(run, entry):
         "curves": curves,
         "pixels": result.get("pixels", {}),
         "untrained": result.get("untrained", {}),
+        "own": {key: result[key] for key in ("raw pixels", "CLIP") if key in result},
     }
 
 
 def make(name, source, run):
     entry, target = ZOO[name], os.path.join(PRESETS, name)
     if not os.path.exists(os.path.join(run, "result.json")):
-        command = [sys.executable, os.path.join(EXAMPLES, f"{entry.recipe}.py"), "--watch"]
+        command = [sys.executable, os.path.join(EXAMPLES, f"{entry.recipe}.py"), *entry.options]
         command += ["--data", source, "--epochs", str(entry.epochs), "--output", run]
         subprocess.run(command, check=True)
 
@@ -160,11 +174,16 @@ def make(name, source, run):
     with open(os.path.join(target, "figures.json"), "w", encoding="utf-8") as file:
         json.dump(facts, file, indent=1)
         file.write("\n")
-    with open(os.path.join(target, "README.md"), "w", encoding="utf-8") as file:
-        file.write(card(facts, entry))
-    with open(os.path.join(PRESETS, "README.md"), "w", encoding="utf-8") as file:
-        file.write(page(shipped()))
+    write_cards()
     print(f"{target}: {facts['figures']}, {facts['bytes'] / 1e6:.1f} MB")
+
+
+def write_cards():
+    """All cards and the page of the folder, from what was measured."""
+    pages = {os.path.join(name, "README.md"): card(f, ZOO[name]) for name, f in shipped().items()}
+    for path, text in {**pages, "README.md": page(shipped())}.items():
+        with open(os.path.join(PRESETS, path), "w", encoding="utf-8") as file:
+            file.write(text)
 
 
 def shipped():
@@ -209,6 +228,7 @@ def main():
     parser.add_argument("--cifar10", help="folder or archive of CIFAR-10")
     parser.add_argument("--run", help="folder of the run; default: runs/zoo/<name>")
     parser.add_argument("--check", action="store_true", help="measure what ships again")
+    parser.add_argument("--cards", action="store_true", help="write the cards of what ships again")
     parser.add_argument("--table", action="store_true", help="print the table of what ships")
     args = parser.parse_args()
     sources = {"cifar10": args.cifar10, "emoji": "emoji"}
@@ -216,6 +236,9 @@ def main():
         print("\n".join(table(shipped(), "presets/")))
         return
     sys.path.insert(0, EXAMPLES)
+    if args.cards:
+        write_cards()
+        return
     if args.check:
         raise SystemExit(not check(sources, args.name))
     if args.name is None:
