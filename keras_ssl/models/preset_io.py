@@ -40,9 +40,10 @@ def _halve(path: str) -> None:
     """Rewrites a weight file with its float32 tensors rounded to float16.
 
     What Keras loads is cast to the dtype of the variable, so nothing else need know. A tensor that
-    float16 cannot hold stays as it is.
+    float16 cannot hold stays as it is. One that is there under several names, as a model with a
+    teacher has them, is stored once.
     """
-    largest = np.finfo("float16").max
+    largest, stored = np.finfo("float16").max, {}
 
     def copy(source, target):
         target.attrs.update(source.attrs)
@@ -51,10 +52,14 @@ def _halve(path: str) -> None:
                 copy(item, target.create_group(name))
                 continue
             array = item[()]
-            # Infinity would be one in float16, too, but is no reason to round the others to it.
             if array.dtype == "float32" and not (np.abs(array) > largest).any():
                 array = array.astype("float16")
-            target.create_dataset(name, data=array).attrs.update(item.attrs)
+            content = (str(array.dtype), array.shape, array.tobytes(), repr(dict(item.attrs)))
+            if content in stored:
+                target[name] = stored[content]  # a link: HDF5 has the tensor once
+                continue
+            stored[content] = target.create_dataset(name, data=array)
+            stored[content].attrs.update(item.attrs)
 
     with h5py.File(path, "r") as source, h5py.File(path + ".half", "w") as target:
         copy(source, target)
