@@ -1,6 +1,7 @@
 """What DINO and DINOv2 share: options, a teacher that is asked, epochs that are counted."""
 
 from keras_ssl.models.ssl_task import SSLTask, default_views
+from keras_ssl.training.cross_device import count_of
 from keras_ssl.training.momentum_teacher import MomentumTeacher
 
 # Names in a constructor that are no options: what the base takes, or what goes into the augmenter.
@@ -57,7 +58,7 @@ class SelfDistillation(MomentumTeacher, SSLTask):
 
     def _plan(self, batch_size, steps_per_epoch, epochs, initial_epoch):
         super()._plan(batch_size, steps_per_epoch, epochs, initial_epoch)
-        if steps_per_epoch is not None and not int(self.epoch_batches):
+        if steps_per_epoch is not None and not count_of(self.epoch_batches):
             self.epoch_batches.assign(steps_per_epoch)
 
     def get_config(self):

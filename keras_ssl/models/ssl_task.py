@@ -286,7 +286,7 @@ class SSLTask(keras_hub.models.Task, metaclass=SubclassedModelType):
         cross_device.check(self, batch_size)
         if self._auto_compile is None:
             return
-        done = 0 if self.optimizer is None else int(self.optimizer.iterations)
+        done = 0 if self.optimizer is None else cross_device.count_of(self.optimizer.iterations)
         if steps_per_epoch is None:
             if self.optimizer is None:
                 raise ValueError(

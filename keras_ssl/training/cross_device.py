@@ -347,6 +347,11 @@ def check_single_batch(model) -> None:
 # === Processes ===
 
 
+def count_of(variable) -> int:
+    """A counter's value, outside of the step; `int` knows no variable that TensorFlow mirrors."""
+    return int(ops.convert_to_numpy(variable))
+
+
 def process_share() -> tuple[int, int]:
     """`(index, count)` of the part of every batch that this process reads from arrays.
 

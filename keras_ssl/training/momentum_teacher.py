@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_ssl.training.cross_device import count_of
 from keras_ssl.training.device import clear_gradients
 from keras_ssl.training.schedules import CosineMomentum
 
@@ -199,7 +200,7 @@ class MomentumTeacher:
             return
         accumulate = _accumulation(self.optimizer)
         to_do = steps_per_epoch * (epochs - initial_epoch) // accumulate
-        if int(self.teacher_step) + to_do > int(self.teacher_total_steps):
+        if count_of(self.teacher_step) + to_do > count_of(self.teacher_total_steps):
             auto = self._auto_compile or {}
             self.teacher_total_steps.assign(
                 max(1, steps_per_epoch * (auto.get("epochs") or epochs) // accumulate)
@@ -210,10 +211,10 @@ class MomentumTeacher:
         """Takes up the count of an optimizer that is new here or was loaded."""
         if _accumulation(optimizer) == 1:
             return
-        updates, seen = int(optimizer.iterations), int(self.teacher_seen)
+        updates, seen = count_of(optimizer.iterations), count_of(self.teacher_seen)
         if self.teacher_update == "after":
             self.teacher_seen.assign(updates)
-        elif seen > updates or not updates and not int(self.teacher_step):
+        elif seen > updates or not updates and not count_of(self.teacher_step):
             self.teacher_seen.assign(updates - 1)
 
 
