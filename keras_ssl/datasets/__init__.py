@@ -16,6 +16,7 @@ from keras_ssl.datasets.folder import (
     load_arrays,
 )
 from keras_ssl.datasets.pairs import ImagePairs
+from keras_ssl.datasets.records import RecordImages, record_batches
 from keras_ssl.datasets.scenes import moving_scene, paste_on_photos
 from keras_ssl.datasets.tfds import from_tfds
 from keras_ssl.datasets.video import read_video, read_videos, write_video
@@ -28,6 +29,7 @@ __all__ = [
     "FolderImages",
     "ImageArrays",
     "ImagePairs",
+    "RecordImages",
     "composite",
     "find_broken_images",
     "from_tfds",
@@ -38,5 +40,6 @@ __all__ = [
     "paste_on_photos",
     "read_video",
     "read_videos",
+    "record_batches",
     "write_video",
 ]

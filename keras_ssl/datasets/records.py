@@ -1,0 +1,112 @@
+"""Pictures in ArrayRecord shards: read in any order, by any number of processes."""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from keras_ssl.datasets import sources
+from keras_ssl.datasets.folder import _size
+from keras_ssl.training.cross_device import process_share
+from keras_ssl.training.data import ArrayBatches
+
+
+class RecordImages:
+    """The pictures of some ArrayRecord files as rows, decoded when they are asked for.
+
+    An ArrayRecord file finds any of its records at once, so rows can be read in a new random order
+    every epoch, without a shuffling buffer. What a record holds is an encoded picture (JPEG, PNG,
+    ...), or whatever `decode` understands.
+
+    Args:
+        paths: files, in the order of the rows.
+        image_size: int or (height, width) in pixels.
+        decode: from a record's bytes to uint8 `(height, width, 3)` of that size; `None`: an encoded
+            picture, its largest centred part of the right aspect ratio, resized.
+        num_threads: to decode in.
+
+    Raises:
+        ImportError: array_record is not installed.
+        FileNotFoundError: a file is not there.
+
+    Example:
+
+    ```python notest
+    images = keras_ssl.datasets.RecordImages(sorted(glob.glob("train-*.array_record")), 224)
+    first = images[np.arange(4)]  # (4, 224, 224, 3)
+    ```
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str | os.PathLike],
+        image_size: int | tuple[int, int],
+        decode: Callable | None = None,
+        num_threads: int | None = None,
+    ):
+        try:
+            from array_record.python.array_record_data_source import ArrayRecordDataSource
+        except ImportError as error:
+            raise ImportError("Reading ArrayRecord needs `pip install array_record`.") from error
+        self.paths = [os.fspath(path) for path in paths]
+        missing = [path for path in self.paths if not os.path.isfile(path)]
+        if missing or not self.paths:
+            raise FileNotFoundError(f"There are no such files. Received: paths={missing}")
+        self.size = _size(image_size)
+        self.decode = decode or self._decode
+        self.records = ArrayRecordDataSource(self.paths)
+        self.pool = ThreadPoolExecutor(num_threads or os.cpu_count() or 1)
+
+    def _decode(self, record):
+        return sources.decode(record, self.size, "bilinear", True, (255, 255, 255))
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, rows) -> np.ndarray:
+        rows = np.arange(len(self))[rows].tolist()
+        return np.stack(list(self.pool.map(self.decode, self.records.__getitems__(rows))))
+
+
+def record_batches(
+    paths: Sequence[str | os.PathLike],
+    image_size: int | tuple[int, int],
+    batch_size: int,
+    *,
+    shuffle: bool = True,
+    seed: int = 0,
+    epoch: int = 0,
+    share: tuple[int, int] | None = None,
+    decode: Callable | None = None,
+    num_threads: int | None = None,
+) -> ArrayBatches:
+    """Batches of pictures from ArrayRecord files, of which every process reads its share.
+
+    The order of an epoch depends on seed and epoch only, and every process reads its part of each
+    batch. So a batch holds the same pictures however many processes share it, no picture is read
+    twice in an epoch, none is lost but those of an incomplete last batch, and a run that is resumed
+    at `epoch`, on more or fewer hosts, goes on with what would have come.
+
+    Args:
+        paths, image_size, decode, num_threads: as for `RecordImages`.
+        batch_size: pictures in a batch of all processes together.
+        shuffle: a new order every epoch.
+        seed: of the order.
+        epoch: the first epoch.
+        share: `(index, count)`: which part of every batch this process reads; `None` for what
+            `torch.distributed` or JAX say, and whole batches elsewhere.
+
+    Returns:
+        A `keras.utils.PyDataset` for `fit`.
+
+    Example:
+
+    ```python notest
+    paths = sorted(glob.glob("gs://bucket/train-*.array_record"))
+    model.fit(keras_ssl.datasets.record_batches(paths, 224, batch_size=4096), epochs=100)
+    ```
+    """
+    images = RecordImages(paths, image_size, decode, num_threads)
+    share = process_share() if share is None else share
+    return ArrayBatches(images, batch_size, shuffle, seed, epoch, share)
