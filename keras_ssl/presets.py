@@ -1,5 +1,6 @@
 """Where presets are: shipped with the package, released by others, in folders, files and hubs."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -237,7 +238,7 @@ def _folder(folder: str, preset: str, entry: dict | None = None) -> str:
         with open(config, encoding="utf-8") as file:
             try:
                 content = json.load(file)
-            except ValueError:
+            except (ValueError, RecursionError):
                 content = {}  # the loader says what is wrong
         if isinstance(content, dict) and "model_type" in content and "class_name" not in content:
             return _converted(folder, entry or {})
@@ -262,13 +263,36 @@ def check_folder(folder: str) -> None:
         try:
             with open(path, encoding="utf-8") as file:
                 content = json.load(file)
-        except (ValueError, UnicodeDecodeError):
+        except (ValueError, RecursionError):
             continue  # damaged: the loader that needs it says so
-        if name.endswith(".weights.json") and isinstance(content, dict):
-            for shards in (content.get("weight_map") or {}).values():
+        if name.endswith(".weights.json"):
+            shard_map = content.get("weight_map") if isinstance(content, dict) else None
+            for shards in shard_map.values() if isinstance(shard_map, dict) else ():
                 for shard in shards if isinstance(shards, list) else [shards]:
                     inside(folder, shard)
         _check_config(content, folder, name)
+        if name in ("config.json", "task.json"):
+            _check_sizes(content, folder, name)
+
+
+def _check_sizes(value, folder: str, name: str) -> None:
+    """Refuses sizes that the folder's files cannot hold, before anything is allocated for them."""
+    held = sum(entry.stat().st_size for entry in os.scandir(folder) if entry.is_file())
+    for key, number in _numbers(value, ""):
+        if abs(number) > max(held, 2**20) and "seed" not in key:
+            raise ValueError(
+                f"{name} is damaged: {key} is larger than all files of the preset. "
+                f"Received: {key}={number} in folder {folder!r}"
+            )
+
+
+def _numbers(value, key):
+    if isinstance(value, (dict, list)):
+        pairs = value.items() if isinstance(value, dict) else ((key, child) for child in value)
+        for inner, child in pairs:
+            yield from _numbers(child, inner)
+    elif isinstance(value, int):
+        yield key, value
 
 
 def _check_config(value, folder: str, name: str) -> None:
@@ -279,7 +303,7 @@ def _check_config(value, folder: str, name: str) -> None:
         return
     if "class_name" in value and isinstance(value.get("module"), str):
         module = value["module"].split(".")[0]
-        registered = value.get("registered_name") or ""
+        registered = str(value.get("registered_name") or "")
         if module not in _MODULES or value["class_name"] == "Lambda":
             import keras
 
@@ -374,3 +398,17 @@ def warn_of_new_parts(parts: list[str], preset) -> None:
             "Train them with the encoder frozen first (docs/presets.md).",
             stacklevel=3,
         )
+
+
+@contextlib.contextmanager
+def clear_errors(preset):
+    """What keras and keras-hub raise of a damaged preset, as a ValueError that names it."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, (ValueError, OSError)) and "Received" in str(error):
+            raise
+        raise ValueError(
+            "The preset and the arguments make no model: a file is damaged, or something does not "
+            f"fit ({type(error).__name__}: {error}). Received: preset={os.fspath(preset)!r}"
+        ) from error

@@ -13,10 +13,13 @@ import keras
 import numpy as np
 import pytest
 import toy
+from PIL import Image
 from test_momentum_teacher import byol, moco
 
 from keras_ssl.callbacks import Checkpoint, LogFile, NonFiniteError
+from keras_ssl.datasets import FolderImages
 from keras_ssl.optimizers import sgd
+from keras_ssl.runs import load_data
 from keras_ssl.safe_files import replacing, sweep, whole_file
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -173,7 +176,10 @@ def test_a_damaged_checkpoint_is_passed_over(checkpoints, tmp_path):
     for path in (one, two):
         path.write_bytes(b"PK")
     three.write_bytes(content[:-1])
-    with pytest.raises(ValueError, match="None of the checkpoints is whole.*00003.*00001"):
+    with (
+        pytest.raises(ValueError, match="None of the checkpoints is whole.*00003.*00001"),
+        pytest.warns(UserWarning, match="00003.keras is damaged"),
+    ):
         Checkpoint.latest(tmp_path)
 
 
@@ -248,11 +254,14 @@ with whole_file({str(tmp_path / "a")!r}) as path:
 
 def test_random_kills_lose_nothing():
     """Runs killed at random moments and while saving, resumed: the same bits at the end."""
-    command = [sys.executable, "tools/kill_and_resume.py", "--kills", "2", "--methods", "moco"]
+    kills = "2" if keras.backend.backend() == "torch" else "1"  # where a run compiles for long
+    command = [sys.executable, "tools/kill_and_resume.py", "--kills", kills, "--methods", "moco"]
     done = subprocess.run(
-        [*command, "--epochs", "3"], cwd=ROOT, capture_output=True, text=True, timeout=500
+        [*command, "--epochs", "2"], cwd=ROOT, capture_output=True, text=True, timeout=500
     )
-    assert re.search(r"^kills 2 .* lost 0; .* 0$", done.stdout, re.M), done.stdout + done.stderr
+    assert re.search(rf"^kills {kills} .* lost 0; .* 0$", done.stdout, re.M), (
+        done.stdout + done.stderr[-3000:]
+    )
 
 
 # === Data ===
@@ -266,10 +275,11 @@ class Deadly(keras.utils.PyDataset):
         self.marker, self.always = marker, always
 
     def __len__(self):
-        return 4
+        return 6
 
     def __getitem__(self, index):
-        if index == 2 and (self.always or not self.marker.exists()):
+        # Not one of the first, which Keras asks for before the epoch.
+        if index == 5 and (self.always or not self.marker.exists()):
             self.marker.touch()
             os.kill(os.getpid(), 9)
         return (tuple(view + index for view in GOOD[0]),)
@@ -279,7 +289,7 @@ def test_a_worker_that_dies(tmp_path):
     """Once: noticed, and the run is what it would have been. Every time: an error that says so."""
     whole = byol()
     whole.compile(sgd(0.1))
-    batches = [tuple(view + i for view in GOOD[0]) for i in range(4)]
+    batches = [tuple(view + i for view in GOOD[0]) for i in range(6)]
     whole.fit(Batches(batches), shuffle=False, verbose=0)
     model = byol()
     model.compile(sgd(0.1))
@@ -291,3 +301,23 @@ def test_a_worker_that_dies(tmp_path):
     with pytest.raises(Exception, match="data workers die of batch"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model.fit(Deadly(tmp_path / "died", always=True), shuffle=False, verbose=0)
+
+
+def test_one_broken_picture_among_many(tmp_path):
+    """A whole header over damaged content: named and counted, its place taken by the next."""
+    pictures = toy.images(200, size=8)
+    for i, picture in enumerate(pictures):
+        Image.fromarray(picture).save(tmp_path / f"{i:03d}.png")
+    content = bytearray((tmp_path / "123.png").read_bytes())
+    content[60:-30] = bytes(len(content) - 90)  # what comes after the header
+    (tmp_path / "123.png").write_bytes(content)
+    for memory_gb in (1.0, 1e-9):  # read at once, or batch by batch
+        with pytest.warns(UserWarning, match="123.png cannot be read"):
+            data = load_data(tmp_path, image_size=8, memory_gb=memory_gb)
+            images = np.asarray(data.train[np.arange(len(data.train))])
+        assert list(data.broken_files) == ["123.png"]
+        good = np.delete(np.arange(200), 123)
+        np.testing.assert_array_equal(images[good], pictures[good])
+        np.testing.assert_array_equal(images[123], pictures[124])
+    with pytest.raises(ValueError, match="123.png cannot be read.*errors='skip'"):
+        FolderImages(tmp_path, 8, errors="raise")[:]

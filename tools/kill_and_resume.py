@@ -125,7 +125,7 @@ def kill_until_done(config, seconds, save_seconds, kills, rng) -> dict:
     where = {"before the first save": 0, "between saves": 0, "while saving": 0}
     for i in range(kills):
         process, inlet = start(config)
-        if i % 2:
+        if i % 2 == 0:
             alive, said = wait_until(process, inlet, None, rng.choice([1, 1, 2]))
             time.sleep(rng.uniform(0, 1.1 * save_seconds))
         else:

@@ -12,7 +12,7 @@ from keras_ssl.layers.position_embedding import (
     sincos_position_embedding,
 )
 from keras_ssl.layers.transformer import DropPathStream, TransformerBlock
-from keras_ssl.presets import resolve_preset
+from keras_ssl.presets import clear_errors, resolve_preset
 from keras_ssl.training.subclassed import SubclassedModelType
 
 # hidden_dim, num_layers, num_heads, mlp_ratio, and where the size was published.
@@ -326,7 +326,9 @@ class ViTBackbone(keras_hub.models.Backbone, metaclass=SubclassedModelType):
             load_weights: `False` for new weights.
             **kwargs: arguments that replace the saved ones, e.g. `drop_path_rate=0.1`.
         """
-        return super().from_preset(resolve_preset(preset), load_weights=load_weights, **kwargs)
+        folder = resolve_preset(preset)
+        with clear_errors(preset):
+            return super().from_preset(folder, load_weights=load_weights, **kwargs)
 
     @property
     def num_prefix_tokens(self) -> int:

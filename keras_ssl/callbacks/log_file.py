@@ -54,9 +54,22 @@ class LogFile(keras.callbacks.Callback):
 
     @staticmethod
     def read(path: str | os.PathLike) -> list[dict]:
-        """The rows of a log as dicts of numbers, `epoch` an int."""
-        with open(path, newline="", encoding="utf-8") as file:
-            return [
-                {k: int(v) if k == "epoch" else float(v) for k, v in row.items()}
-                for row in csv.DictReader(file)
-            ]
+        """The rows of a log as dicts of numbers, `epoch` an int.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        try:
+            with open(path, newline="", encoding="utf-8") as file:
+                rows = [
+                    {k: int(v) if k == "epoch" else float(v) for k, v in row.items()}
+                    for row in csv.DictReader(file)
+                ]
+            if not all("epoch" in row for row in rows):
+                raise ValueError("a row has no epoch")
+        except (ValueError, TypeError, csv.Error) as error:
+            raise ValueError(
+                f"The log is damaged ({error}): mend it, or remove it to go on without it. "
+                f"Received: {os.fspath(path)!r}"
+            ) from error
+        return rows

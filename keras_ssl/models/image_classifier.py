@@ -10,7 +10,7 @@ from keras_ssl.backbones.vit import ViTBackbone
 from keras_ssl.layers.image_converter import ImagePreprocessor
 from keras_ssl.models import preset_io
 from keras_ssl.models.ssl_task import convert_images
-from keras_ssl.presets import resolve_preset
+from keras_ssl.presets import clear_errors, resolve_preset
 from keras_ssl.training import data as data_utils
 from keras_ssl.training.labelled_batches import LabelledBatches
 from keras_ssl.training.optimizers import AdamW
@@ -225,4 +225,6 @@ class ImageClassifier(keras_hub.models.ImageClassifier, metaclass=SubclassedMode
             load_weights: `False` for new weights.
             **kwargs: `num_classes` (needed where the preset holds no classifier), `pooling`, ...
         """
-        return super().from_preset(resolve_preset(preset), load_weights=load_weights, **kwargs)
+        folder = resolve_preset(preset)
+        with clear_errors(preset):
+            return super().from_preset(folder, load_weights=load_weights, **kwargs)

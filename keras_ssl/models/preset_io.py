@@ -8,7 +8,7 @@ import keras
 import keras_hub
 import numpy as np
 
-from keras_ssl.presets import resolve_preset, warn_of_new_parts
+from keras_ssl.presets import clear_errors, resolve_preset, warn_of_new_parts
 from keras_ssl.safe_files import replacing
 from keras_ssl.training.subclassed import without_optimizer
 
@@ -75,8 +75,8 @@ def load_task(cls, preset, load_weights: bool, kwargs: dict):
     if source and not os.path.exists(os.path.join(folder, "task.json")):
         return _around_encoder(cls, folder, preset, load_weights, kwargs)
     config = read_json(folder, "task.json", preset)
-    saved_cls = keras.saving.get_registered_object(config.get("registered_name"))
-    if saved_cls is None or not issubclass(saved_cls, cls):
+    saved_cls = keras.saving.get_registered_object(str(config.get("registered_name")))
+    if not isinstance(saved_cls, type) or not issubclass(saved_cls, cls):
         raise ValueError(
             f"The preset holds a {config.get('class_name')}, which is not a {cls.__name__}. "
             f"Load it with that class, or take its backbone: "
@@ -90,11 +90,12 @@ def load_task(cls, preset, load_weights: bool, kwargs: dict):
         )
     dtype = kwargs.pop("dtype", None)
     if dtype is not None:
-        policy = keras.dtype_policies.serialize(keras.dtype_policies.get(dtype))
+        dtype = keras.dtype_policies.serialize(keras.dtype_policies.get(dtype))
+    with clear_errors(preset):
         for key in ("backbone", "text_backbone"):
-            if key in config["config"]:
-                config["config"][key]["config"]["dtype"] = policy
-    task = saved_cls.from_config({**config["config"], **kwargs})
+            if dtype is not None and key in config["config"]:
+                config["config"][key]["config"]["dtype"] = dtype
+        task = saved_cls.from_config({**config["config"], **kwargs})
     if load_weights:
         _load_task_weights(task, folder)
         warn_of_new_parts(source.get("missing", []), preset)
@@ -142,7 +143,7 @@ def _load_task_weights(task, folder):
             path = sharded
         try:
             load(path)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
             raise ValueError(
                 f"{name} cannot be read: it is truncated or not a weight file. Save or "
                 f"download the preset again. Received: {path!r} ({error})"
@@ -162,8 +163,11 @@ def read_json(folder, name, preset):
         )
     try:
         with open(path, encoding="utf-8") as file:
-            return json.load(file)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            content = json.load(file)
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds a {type(content).__name__}")
+        return content
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{name} is damaged: it is not valid JSON. Received: preset={preset!r} ({error})"
         ) from error

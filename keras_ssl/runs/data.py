@@ -30,6 +30,7 @@ class RunData:
         class_names: tuple of str, empty without labels.
         test_masks: bool `(N, height, width)` of the pictures in `test`, or None.
         test_captions: str `(N,)`, or None.
+        broken_files: of a folder or archive, {name: reason}; those found while training come in.
     """
 
     name: str
@@ -40,6 +41,7 @@ class RunData:
     class_names: tuple[str, ...] = ()
     test_masks: np.ndarray | None = None
     test_captions: np.ndarray | None = None
+    broken_files: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def labelled(self, limit: int, seed: int = 0) -> tuple[tuple, tuple] | None:
         """`((images, labels), (images, labels))` to learn and to measure on; None without labels.
@@ -216,7 +218,7 @@ def _from_folder(path, size, holdout, seed, memory_gb):
         parts = [None if part is None else images[part] for part in (train, test)]
     else:
         parts = [None if part is None else _Rows(images, part) for part in (train, test)]
-    return RunData(name, parts[0], y, parts[1], y_test, classes)
+    return RunData(name, parts[0], y, parts[1], y_test, classes, broken_files=images.broken_files)
 
 
 def _parts(names):

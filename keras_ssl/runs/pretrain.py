@@ -144,6 +144,7 @@ def pretrain(
         "epochs": config.epochs,
         "seconds": seconds,
         "loss": log[-1]["loss"],
+        "broken_files": len(data.broken_files),
         "baselines": baselines,
         "evaluations": [],
     }

@@ -6,6 +6,7 @@ the vocabulary, and composes accents first: its ids differ from CLIP's on such s
 
 import functools
 import gzip
+import heapq
 import html
 from collections.abc import Iterable, Sequence
 from importlib import resources
@@ -67,24 +68,45 @@ def _piece_ids(piece: str, num_merges: int) -> tuple[int, ...]:
     ids = _ids(num_merges)
     if piece in (START, END):
         return (ids[piece],)
-    symbols = [_byte_symbols()[byte] for byte in piece.encode("utf-8")]
+    symbols = [_byte_symbols()[byte] for byte in piece.encode("utf-8", "replace")]
     symbols[-1] += _WORD_END
-    ranks = _vocabulary()[1]
-    while len(symbols) > 1:
-        pairs = zip(symbols, symbols[1:], strict=False)
-        best = min(pairs, key=lambda pair: ranks.get(pair, _NUM_MERGES))
-        if ranks.get(best, _NUM_MERGES) >= num_merges:
-            break
-        merged, i = [], 0
-        while i < len(symbols):
-            if tuple(symbols[i : i + 2]) == best:
-                merged.append("".join(best))
-                i += 2
-            else:
-                merged.append(symbols[i])
-                i += 1
-        symbols = merged
-    return tuple(ids[symbol] for symbol in symbols)
+    return tuple(ids[symbol] for symbol in _merged(symbols, num_merges))
+
+
+def _merged(symbols: list[str], num_merges: int) -> list[str]:
+    """Merges pairs of neighbours, the pair of the lowest rank first and wherever it stands.
+
+    By a heap: a word of n symbols takes n log n steps, whoever made it n long.
+    """
+    ranks, end = _vocabulary()[1], len(symbols)
+    before, after = list(range(-1, end - 1)), list(range(1, end + 1))
+    heap = []
+
+    def put(left):
+        if left >= 0 and after[left] < end:
+            pair = symbols[left], symbols[after[left]]
+            rank = ranks.get(pair, _NUM_MERGES)
+            if rank < num_merges:
+                heapq.heappush(heap, (rank, left, pair))
+
+    for left in range(end - 1):
+        put(left)
+    while heap:
+        rank, merged = heap[0][0], []
+        while heap and heap[0][0] == rank:  # all of them, before what they bring about
+            _, left, pair = heapq.heappop(heap)
+            right = after[left]
+            if right < end and (symbols[left], symbols[right]) == pair:  # still there
+                symbols[left], symbols[right] = "".join(pair), None
+                after[left] = after[right]
+                if after[left] < end:
+                    before[after[left]] = left
+                merged.append(left)
+        for left in merged:
+            if symbols[left] is not None:
+                put(before[left])
+                put(left)
+    return [symbol for symbol in symbols if symbol is not None]
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")

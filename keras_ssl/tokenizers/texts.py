@@ -39,7 +39,10 @@ def tokenize(texts, tokenizer) -> np.ndarray:
         ]
         flat = [t for row in rows for t in (row + [None] * width)[:width]]
         shape = (width,)
-    flat = ["" if t is None else t.decode() if isinstance(t, bytes) else str(t) for t in flat]
+    flat = [
+        "" if t is None else t.decode(errors="replace") if isinstance(t, bytes) else str(t)
+        for t in flat
+    ]
     # One caption at least: a tokenizer may not take an empty list.
     ids = tokenizer(flat or [""])
     ids = ids["token_ids"] if isinstance(ids, dict) else ids
