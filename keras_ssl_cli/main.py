@@ -484,12 +484,20 @@ def presets(
     if as_json:
         say(json.dumps(found, indent=1))
     elif released:
-        columns = ["method", "architecture", "image_size", "licence", "source"]
-        rows = [[name, *(about.get(c, "") for c in columns)] for name, about in found.items()]
+        columns = ["method", "architecture", "image_size", "licence", "figure", "source"]
+        rows = [[name, *(about.get(c) or "" for c in columns)] for name, about in found.items()]
         table("Released weights", ["name", *columns], rows)
     else:
-        rows = [[name, about["method"], about["path"]] for name, about in found.items()]
-        table("Shipped presets", ["name", "method", "folder"], rows)
+        rows = []
+        for name, about in found.items():
+            row = [name, about["method"]]
+            if "figures" in about:  # of one that was just made there are none
+                row += [about["data"], f"{about['parameters']['backbone']:,}"]
+                row += [f"{about['bytes'] / 1e6:.1f} MB"]
+                row += [f"{100 * about['figures'][kind]:.1f} %" for kind in ("knn", "linear")]
+            rows.append(row + [""] * (7 - len(row)))
+        columns = ["name", "method", "data", "parameters", "size", "k-NN", "linear"]
+        table("Shipped presets", columns, rows)
 
 
 @app.command()
