@@ -9,7 +9,7 @@ import json
 import os
 import sys
 
-if __name__ == "__main__" and os.environ["KERAS_BACKEND"] == "jax":
+if __name__ == "__main__" and os.environ.get("KERAS_BACKEND") == "jax":
     # Of little optimised code, which takes less time to compile than it saves here.
     flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {flags}"
@@ -18,6 +18,7 @@ import contextlib
 import subprocess
 import tempfile
 import time
+import traceback
 
 import keras
 import keras_hub
@@ -26,10 +27,14 @@ import toy
 
 from keras_ssl.augmentation import Views
 from keras_ssl.backbones import TextTransformer, small_resnet
+from keras_ssl.distribution import vit_layout_map
 from keras_ssl.models import ALIGN, CLIP, SigLIP
+from keras_ssl.optimizers import LARS, AdamW
+from keras_ssl.training.replicas import process_share
 
 STEPS, BATCH = 3, 16
-TWICE = ("moco_batch_norm", "simclr")  # on two devices and on eight
+TWICE = ("simsiam",)  # on two devices and on eight
+SHARDED = ("mae", "dino")  # with the transformer's weights shared among devices too
 
 
 def _text(**kwargs):
@@ -50,6 +55,26 @@ def _convolutional():
 
 def _one_view():
     return Views([{"crop": {"scale": (0.2, 1.0)}, "flip": {}}], size=16, seed=1)
+
+
+class _PreparedViews(keras.utils.PyDataset):
+    """One batch of views that were cut before: compiles faster than `Views` inside the step."""
+
+    def __init__(self, method):
+        super().__init__()
+        x = toy.images(BATCH, size=20).astype("float32") / 127.5 - 1.0
+        # A new view each, as a random one would be.
+        self.views = (x[:, :16, :16], x[:, 4:, 4:, ::-1])
+        if method.startswith("dino"):
+            self.views += (x[:, :8, :8], x[:, 8:16, 4:12])
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        share, count = process_share()
+        own = slice(share * BATCH // count, (share + 1) * BATCH // count)
+        return (tuple(view[own] for view in self.views),)
 
 
 # Every method, and beside it what else is computed over a batch: batch normalisation in a backbone,
@@ -84,7 +109,18 @@ METHODS = {
 }
 
 
+# Every method is compiled twice on JAX and TensorFlow: of two forms of one, the harder is enough.
+LEFT_OUT = {
+    "jax": {"byol_batch_norm", "moco", "simclr_bank"},
+    "tensorflow": {"byol", "moco", "simclr_bank"},
+    "torch": set(),
+}
+CHOSEN = sorted({*METHODS} - LEFT_OUT[keras.backend.backend()])
+
+
 def data_of(method: str):
+    if method in PREPARED:
+        return _PreparedViews(method)
     pictures = toy.images(BATCH, size=20)
     if method not in ("clip", "siglip", "align"):
         return pictures
@@ -97,23 +133,27 @@ def data_of(method: str):
     return {"images": pictures, "token_ids": ids}
 
 
-def trained(method: str, scope=contextlib.nullcontext) -> dict:
-    """Losses, start and end of every variable of a run of three steps of plain SGD.
+# Views are drawn inside the step here; everywhere on PyTorch, which compiles nothing.
+DRAWN = ("mae", "moco", "moco_batch_norm", "dinov2", "clip", "siglip", "align")
+PREPARED = () if keras.backend.backend() == "torch" else {*METHODS} - {*DRAWN}
 
-    SGD, because its moves are the gradients; Adam's first moves are their signs, and the sign of a
-    gradient that is zero but for rounding differs.
-    """
+
+def trained(method: str, scope=contextlib.nullcontext) -> dict:
+    """Losses, start and end of every variable of a run of three steps."""
     keras.utils.set_random_seed(0)
     with scope():
         model = METHODS[method]()
+        if method in PREPARED:
+            model.augmenter = None
         toy.fill(model, scale=0.2)
         if hasattr(model, "reset_teacher"):
             model.reset_teacher()
         # XLA compiles for one device only on TensorFlow: the same kernels in both runs.
         jit = "auto" if keras.backend.backend() == "jax" else False
-        model.compile(keras.optimizers.SGD(0.02, momentum=0.9), jit_compile=jit)
+        model.compile(OPTIMIZERS.get(method, _sgd)(), jit_compile=jit)
     start = [toy.to_numpy(v).copy() for v in model.variables]
-    history = model.fit(data_of(method), batch_size=BATCH, epochs=STEPS, verbose=0)
+    batch_size = None if method in PREPARED else BATCH
+    history = model.fit(data_of(method), batch_size=batch_size, epochs=STEPS, verbose=0)
     return {
         "loss": np.array(history.history["loss"], "float64"),
         "paths": [v.path for v in model.variables],
@@ -155,15 +195,43 @@ def distance(one: dict, many: dict) -> dict:
     return result
 
 
+def _sgd():
+    """Its moves are the gradients; Adam's first ones are signs, of what may be rounding only."""
+    return keras.optimizers.SGD(0.02, momentum=0.9)
+
+
+# Our own, with what they compute of all gradients together: norms to clip by, and trust ratios.
+OPTIMIZERS = {
+    "dino": lambda: AdamW(0.02, weight_decay=0.1, epsilon=0.01, clip_group_norm=0.05),
+    "vicreg": lambda: LARS(
+        0.1, weight_decay=1e-3, exclude_from_weight_decay=["bias$", "gamma$", "beta$"]
+    ),
+}
+
+
+def attempt(*args):
+    """A run, or the error that ended it: one method's does not hide the others."""
+    try:
+        return trained(*args)
+    except Exception:
+        return {"error": traceback.format_exc()}
+
+
 def on_jax(methods):
     distribution = keras.distribution
     devices = distribution.list_devices()
     for method in methods:
         distribution.set_distribution(None)
-        one = trained(method)
+        one = attempt(method)
         for count in (2, 8) if method in TWICE else (8,):
             distribution.set_distribution(distribution.DataParallel(devices=devices[:count]))
-            yield method, count, one, trained(method)
+            yield method, f"{count} devices", one, attempt(method)
+        if method in SHARDED:
+            mesh = distribution.DeviceMesh((2, 2), ["batch", "model"], devices[:4])
+            distribution.set_distribution(
+                distribution.ModelParallel(layout_map=vit_layout_map(mesh), batch_dim_name="batch")
+            )
+            yield method, "2 x 2 devices", one, attempt(method)
 
 
 def on_tensorflow(methods):
@@ -174,7 +242,7 @@ def on_tensorflow(methods):
     tf.config.set_logical_device_configuration(cpu, two)
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     for method in methods:
-        yield method, 2, trained(method), trained(method, strategy.scope)
+        yield method, "2 replicas", attempt(method), attempt(method, strategy.scope)
 
 
 def on_torch(methods):
@@ -187,14 +255,14 @@ def on_torch(methods):
         folder = tempfile.mkdtemp()
         environment = {**os.environ, "RANK": "1", "MEETING_PLACE": folder}
         other = subprocess.Popen([sys.executable, __file__, *methods], env=environment)
-    alone = {method: trained(method) for method in methods if rank == 0}
+    alone = {method: attempt(method) for method in methods if rank == 0}
     distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2
     )
     for method in methods:
-        many = trained(method)
+        many = attempt(method)
         if rank == 0:
-            yield method, 2, alone[method], many
+            yield method, "2 processes", alone[method], many
     distributed.destroy_process_group()
     if other is not None and other.wait():
         raise RuntimeError(f"The other process ended with {other.returncode}.")
@@ -204,9 +272,11 @@ def main(methods):
     start = time.time()
     run = {"jax": on_jax, "tensorflow": on_tensorflow, "torch": on_torch}[keras.backend.backend()]
     for method, devices, one, many in run(methods):
-        line = {"method": method, "devices": devices, **distance(one, many)}
-        print(json.dumps({**line, "seconds": round(time.time() - start, 1)}), flush=True)
+        line = {"method": method, "devices": devices, "seconds": round(time.time() - start, 1)}
+        error = one.get("error") or many.get("error")
+        line.update({"error": error} if error else distance(one, many))
+        print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or sorted(METHODS))
+    main(sys.argv[1:] or CHOSEN)

@@ -8,8 +8,8 @@ import numpy as np
 
 from keras_ssl.datasets import sources
 from keras_ssl.datasets.folder import _size
-from keras_ssl.training.cross_device import process_share
 from keras_ssl.training.data import ArrayBatches
+from keras_ssl.training.replicas import process_share
 
 
 class RecordImages:

@@ -10,7 +10,7 @@ from keras import ops
 from keras_ssl.augmentation import RECIPES, Views, functional
 from keras_ssl.layers.image_converter import default_preprocessor, image_shape_of
 from keras_ssl.models import preset_io
-from keras_ssl.training import cross_device
+from keras_ssl.training import cross_device, replicas
 from keras_ssl.training import data as data_utils
 from keras_ssl.training.cached_gradients import in_micro_batches
 from keras_ssl.training.device import clear_gradients, with_static_batch
@@ -154,14 +154,14 @@ class SSLTask(keras_hub.models.Task, metaclass=SubclassedModelType):
     def update_step(self, *args):
         """All that a training step does: gradient, optimizer, teacher."""
         clear_gradients(self.trainable_variables)
-        replicas = cross_device.replica_count()
-        if self.micro_batch_size is not None or replicas > 1:
-            args = (*args[:-1], with_static_batch(args[-1], self._batch_size // replicas))
-        with self._without_embedding(), cross_device.replica_step(self, args[-1]):
+        count = cross_device.replica_count()
+        if self.micro_batch_size is not None or count > 1:
+            args = (*args[:-1], with_static_batch(args[-1], self._batch_size // count))
+        with self._without_embedding(), replicas.replica_step(self, args[-1]):
             return super().train_step(*args)
 
     def test_step(self, *args):
-        with self._without_embedding(), cross_device.replica_step(self, args[-1]):
+        with self._without_embedding(), replicas.replica_step(self, args[-1]):
             return super().test_step(*args)
 
     def _compute_loss(self, *args, **kwargs):
@@ -172,7 +172,7 @@ class SSLTask(keras_hub.models.Task, metaclass=SubclassedModelType):
         return [*super().metrics, *([self.step_guard.tally] if self.step_guard else [])]
 
     def get_metrics_result(self):
-        results = cross_device.mean_of_logs(super().get_metrics_result())
+        results = replicas.mean_of_logs(super().get_metrics_result())
         if self.step_guard:
             del results[self.step_guard.tally.name]  # the guard's own
         return results
@@ -232,7 +232,7 @@ class SSLTask(keras_hub.models.Task, metaclass=SubclassedModelType):
             optimizer = None
         self.micro_batch_size = micro_batch_size
         self.watch_steps(non_finite)
-        super().compile(optimizer=optimizer, **cross_device.compile_options(self, kwargs))
+        super().compile(optimizer=optimizer, **replicas.compile_options(self, kwargs))
 
     def watch_steps(self, non_finite: str | None) -> None:
         """Changes what `compile(non_finite=...)` said, and nothing else."""
@@ -275,7 +275,7 @@ class SSLTask(keras_hub.models.Task, metaclass=SubclassedModelType):
         auto = self._auto_compile
         own = ("epochs", "learning_rate", "micro_batch_size", "non_finite")
         kwargs = {k: v for k, v in auto.items() if k not in own}
-        super().compile(optimizer=optimizer, **cross_device.compile_options(self, kwargs))
+        super().compile(optimizer=optimizer, **replicas.compile_options(self, kwargs))
         self._planned_steps = planned_steps
 
     def _plan(self, batch_size, steps_per_epoch, epochs, initial_epoch):
@@ -283,7 +283,7 @@ class SSLTask(keras_hub.models.Task, metaclass=SubclassedModelType):
         self._batch_size = batch_size
         if not self.compiled:
             self.compile()
-        cross_device.check(self, batch_size)
+        replicas.check(self, batch_size)
         if self._auto_compile is None:
             return
         done = 0 if self.optimizer is None else cross_device.count_of(self.optimizer.iterations)
@@ -303,7 +303,7 @@ class SSLTask(keras_hub.models.Task, metaclass=SubclassedModelType):
                 "are done: a new one begins. Give compile() `epochs=` to span several fit() calls."
             )
         total = steps_per_epoch * (self._auto_compile["epochs"] or epochs)
-        with cross_device.scope_of(self):
+        with replicas.scope_of(self):
             optimizer = self.default_optimizer(
                 total_steps=total, batch_size=batch_size, steps_per_epoch=steps_per_epoch
             )
@@ -361,7 +361,7 @@ class SSLTask(keras_hub.models.Task, metaclass=SubclassedModelType):
             batch_size = min(batch_size or 32, len(images))
             if batch_size < 1:
                 raise ValueError(f"`batch_size` must be positive. Received: {batch_size}")
-            share = cross_device.process_share()
+            share = replicas.process_share()
             x = data_utils.ArrayBatches(x, batch_size, shuffle, self.seed, initial_epoch, share)
             steps = len(x)
             shuffle = False  # Keras would shuffle the order of the batches by an unsaved seed
@@ -376,7 +376,7 @@ class SSLTask(keras_hub.models.Task, metaclass=SubclassedModelType):
             images = data_utils.images_of(first)
             self._check_images(images)
             batch_size = int(keras.tree.flatten(images)[0].shape[0])  # maybe a tuple of views
-            batch_size *= cross_device.process_share()[1]  # each process has its own
+            batch_size *= replicas.process_share()[1]  # each process has its own
             # Keras can shuffle these only, and warns about the others.
             shuffle = shuffle and isinstance(x, keras.utils.PyDataset)
             steps = data_utils.num_batches(x)
@@ -385,7 +385,7 @@ class SSLTask(keras_hub.models.Task, metaclass=SubclassedModelType):
                 shuffle = False
         validation_data = self._validation_batches(validation_data, batch_size)
         self._plan(batch_size, steps_per_epoch or steps, epochs, initial_epoch)
-        cross_device.begin_equal(self)
+        replicas.begin_equal(self)
         if self.step_guard is not None:
             # First: what is not finite must not be saved.
             kwargs["callbacks"] = [FiniteSteps(self.step_guard), *_as_list(kwargs.get("callbacks"))]
@@ -410,7 +410,7 @@ class SSLTask(keras_hub.models.Task, metaclass=SubclassedModelType):
         data = keras.tree.map_structure(_to_numpy, data)
         images = data_utils.images_of(data)
         self._check_images(images)
-        batch_size, share = min(batch_size, len(images)), cross_device.process_share()
+        batch_size, share = min(batch_size, len(images)), replicas.process_share()
         return data_utils.ArrayBatches(data, batch_size, shuffle=False, share=share)
 
     def evaluate(self, x=None, y=None, batch_size=None, **kwargs):
@@ -452,7 +452,7 @@ class SSLTask(keras_hub.models.Task, metaclass=SubclassedModelType):
 
     def train_on_batch(self, x, y=None, **kwargs):
         self._plan(len(data_utils.images_of(x)), None, 1, 0)
-        cross_device.check_single_batch(self)
+        replicas.check_single_batch(self)
         return keras.Model.train_on_batch(self, x, **kwargs)
 
     def test_on_batch(self, x, y=None, **kwargs):

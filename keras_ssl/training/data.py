@@ -21,7 +21,7 @@ class ArrayBatches(keras.utils.PyDataset):
         seed: of the order; random when `None`.
         epoch: the first epoch.
         share: `(index, count)`: where several processes share every batch, which part this one
-            reads; see `keras_ssl.training.cross_device.process_share`.
+            reads; see `keras_ssl.training.replicas.process_share`.
     """
 
     def __init__(

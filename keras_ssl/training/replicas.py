@@ -1,0 +1,226 @@
+"""What `fit` does where several devices share a batch; see `cross_device` for what a step does."""
+
+import contextlib
+
+import keras
+from keras import ops
+
+from keras_ssl.training.cross_device import (
+    all_gather,
+    all_reduce_mean,
+    average_gradient,
+    here,
+    replica_count,
+    replicas_here,
+)
+
+_BACKEND = keras.backend.backend()
+
+
+@contextlib.contextmanager
+def replica_step(model, data):
+    """What makes one replica's step a part of the whole batch's.
+
+    Random numbers are those of this replica's rows of the whole batch; batch normalisation takes
+    the statistics of the whole batch; on PyTorch, gradients are averaged when they are there.
+
+    Args:
+        model: whose layers run.
+        data: the replica's part of the batch; its first tensor's first axis is the batch.
+    """
+    if replicas_here() is None:
+        yield
+        return
+    tensors = [t for t in keras.tree.flatten(data) if t is not None and len(t.shape)]
+    here.rows = ops.shape(tensors[0])[0]  # an integer where it is known
+    hooks = []
+    if _BACKEND == "torch":
+        hooks = [
+            variable.value.register_post_accumulate_grad_hook(average_gradient)
+            for variable in model.trainable_variables
+        ]
+    try:
+        with _whole_batch_statistics(model):
+            yield
+    finally:
+        here.rows = None
+        for hook in hooks:
+            hook.remove()
+
+
+class _GlobalBatchNormalization(keras.layers.BatchNormalization):
+    """Batch normalisation by the statistics of all replicas' rows."""
+
+    def call(self, inputs, training=None, mask=None):
+        if not (training and self.trainable):
+            return super().call(inputs, training=training, mask=mask)
+        if mask is not None or self.renorm:
+            raise ValueError(
+                "Batch normalisation of several replicas' batch takes no mask and is not "
+                f"renormalised. Received: mask={mask}, renorm={self.renorm}, layer={self.name}"
+            )
+        x = ops.cast(inputs, keras.backend.result_type(inputs.dtype, "float32"))
+        axes = [axis for axis in range(len(x.shape)) if axis != self.axis % len(x.shape)]
+        own = getattr(here, "own_statistics", False)
+        reduce = (lambda value: value) if own else all_reduce_mean
+        mean = reduce(ops.mean(x, axis=axes, keepdims=True))
+        variance = reduce(ops.mean(ops.square(x - mean), axis=axes, keepdims=True))
+        mean, variance = ops.reshape(mean, (-1,)), ops.reshape(variance, (-1,))
+        for moving, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
+            value = ops.stop_gradient(value)
+            parts = all_gather(value[None]) if own else value[None]
+            new = ops.cast(moving, x.dtype)
+            for i in range(replica_count() if own else 1):
+                new = new * self.momentum + parts[i] * (1.0 - self.momentum)
+            moving.assign(ops.cast(new, moving.dtype))
+        outputs = ops.batch_normalization(
+            x,
+            mean,
+            variance,
+            self.axis,
+            offset=None if self.beta is None else ops.cast(self.beta, x.dtype),
+            scale=None if self.gamma is None else ops.cast(self.gamma, x.dtype),
+            epsilon=self.epsilon,
+        )
+        return ops.cast(outputs, self.compute_dtype)
+
+
+@contextlib.contextmanager
+def _whole_batch_statistics(model):
+    """Inside, the model's batch normalisation is that of the whole batch.
+
+    Keras' own `synchronized=True` is TensorFlow's only, and would be saved with the model. Layers
+    change their class for the time of the step: any backbone's do, whoever made it. Replicas in
+    threads overlap, so the last one out changes it back.
+    """
+    layers = [
+        layer
+        for layer in model._flatten_layers()
+        if type(layer) in (keras.layers.BatchNormalization, _GlobalBatchNormalization)
+    ]
+    count = getattr(model, "_replicas_inside", 0)
+    model._replicas_inside = count + 1
+    for layer in layers:
+        layer.__class__ = _GlobalBatchNormalization
+    try:
+        yield
+    finally:
+        model._replicas_inside -= 1
+        if not model._replicas_inside:
+            for layer in layers:
+                layer.__class__ = keras.layers.BatchNormalization
+
+
+def shares_of_a_batch(model) -> int:
+    """How many devices share every batch that `fit` is given."""
+    if _BACKEND == "jax":
+        distribution = keras.distribution.distribution()
+        return 1 if distribution is None else distribution.num_model_replicas
+    if _BACKEND == "tensorflow":
+        return model.distribute_strategy.num_replicas_in_sync
+    return replica_count()
+
+
+def scope_of(model):
+    """Where a model's optimizer has to be made: TensorFlow's scope of the model's strategy."""
+    if _BACKEND == "tensorflow" and shares_of_a_batch(model) > 1:
+        return model.distribute_strategy.scope()
+    return contextlib.nullcontext()
+
+
+def compile_options(model, options: dict) -> dict:
+    """Options of `compile` as several replicas need them: TensorFlow's XLA compiles for one."""
+    if _BACKEND != "tensorflow" or shares_of_a_batch(model) == 1:
+        return options
+    if options.get("jit_compile", "auto") not in ("auto", False):
+        raise ValueError(
+            "XLA compiles for one device: leave `jit_compile` out under a tf.distribute strategy. "
+            f"Received: jit_compile={options['jit_compile']}"
+        )
+    return {**options, "jit_compile": False}
+
+
+def check(model, batch_size: int) -> None:
+    """Refuses what several devices cannot compute as one does.
+
+    Raises:
+        ValueError: a batch that cannot be divided evenly; batch normalisation of another class;
+            on TensorFlow an optimizer that accumulates, scales the loss or clips before the
+            replicas' gradients are added up.
+    """
+    shares = shares_of_a_batch(model)
+    if batch_size % shares:
+        raise ValueError(
+            "A batch must be a multiple of the number of devices that share it. "
+            f"Received: batch_size={batch_size}, {shares} devices"
+        )
+    if _BACKEND == "jax" or shares == 1:
+        return
+    for layer in model._flatten_layers():
+        known = type(layer) in (keras.layers.BatchNormalization, _GlobalBatchNormalization)
+        if isinstance(layer, keras.layers.BatchNormalization) and not known:
+            raise ValueError(
+                "Only Keras' own BatchNormalization can take the statistics of all replicas' rows. "
+                f"Received: layer {layer.name} of the class {type(layer).__name__}"
+            )
+    optimizer = model.optimizer
+    if _BACKEND != "tensorflow" or optimizer is None:
+        return
+    for option in ("gradient_accumulation_steps", "clipnorm", "clipvalue", "global_clipnorm"):
+        if getattr(optimizer, option, None):
+            raise ValueError(
+                f"`{option}` does not work under a tf.distribute strategy: Keras applies it on "
+                "each replica before their gradients are added up. Take larger batches in place of "
+                "accumulation, or `clip_group_norm` of keras_ssl.optimizers. "
+                f"Received: {option}={getattr(optimizer, option)}"
+            )
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        raise ValueError(
+            "Loss scaling does not work under a tf.distribute strategy: use mixed_bfloat16. "
+            f"Received: optimizer={type(optimizer).__name__}"
+        )
+
+
+def check_single_batch(model) -> None:
+    """Refuses `train_on_batch` under TensorFlow's strategies, where Keras does not divide it."""
+    if _BACKEND == "tensorflow" and shares_of_a_batch(model) > 1:
+        raise ValueError(
+            "Under a tf.distribute strategy train_on_batch would give every replica the whole "
+            "batch: use fit(). Received: "
+            f"{shares_of_a_batch(model)} replicas"
+        )
+
+
+def process_share() -> tuple[int, int]:
+    """`(index, count)` of the part of every batch that this process reads from arrays.
+
+    PyTorch's processes and JAX's hosts are given their parts; TensorFlow's strategies divide
+    batches themselves.
+    """
+    if _BACKEND == "jax":
+        import jax
+
+        return jax.process_index(), jax.process_count()
+    replicas = replicas_here() if _BACKEND == "torch" else None
+    return (0, 1) if replicas is None else (replicas.get_rank(), replicas.get_world_size())
+
+
+def begin_equal(model) -> None:
+    """PyTorch: gives every process the variables of the first one, as training has to begin so."""
+    replicas = replicas_here()
+    if _BACKEND != "torch" or replicas is None:
+        return
+    import torch
+
+    with torch.no_grad():
+        for variable in model.variables:
+            replicas.broadcast(variable.value, src=0)
+
+
+def mean_of_logs(logs: dict) -> dict:
+    """PyTorch: the mean over all processes of every number in the logs."""
+    if _BACKEND != "torch" or replicas_here() is None:
+        return logs
+    names = sorted(logs)
+    values = ops.stack([ops.cast(logs[name], "float32") for name in names])
+    return dict(zip(names, all_reduce_mean(ops.stop_gradient(values)), strict=True))
