@@ -322,6 +322,7 @@ DTYPES = st.one_of(
     st.sampled_from([np.dtype(k) for k in ("O", "uint8", "float32", "f2", "?")]),
 )
 SHAPES = st.one_of(
+    st.just((2, 8, 8, 3)),
     hnp.array_shapes(min_dims=0, max_dims=5, min_side=0, max_side=4),
     st.tuples(st.integers(0, 3), st.sampled_from([4, 16]), st.just(16), st.integers(0, 4)),
 )

@@ -5,6 +5,8 @@ import contextlib
 import keras
 from keras import ops
 
+from keras_ssl.training.cross_device import all_reduce_max
+
 # Name of the count in the logs of a batch; the callback takes it out again.
 _COUNT = "non_finite_steps"
 
@@ -99,7 +101,7 @@ class StepGuard:
             args: its arguments: `(data,)`, or `(state, data)` on JAX.
         """
         x, _, _ = keras.utils.unpack_x_y_sample_weight(args[-1])
-        data_finite = all_finite(t for t in keras.tree.flatten(x) if t is not None)
+        data_finite = _everywhere(all_finite(t for t in keras.tree.flatten(x) if t is not None))
         if keras.backend.backend() == "jax":
             return self._stateless(model, update, args, data_finite)
         with _gradients(False):
@@ -201,16 +203,8 @@ def _dtype(tensor) -> str:
 
 
 def _everywhere(finite):
-    """Finite on all replicas of `tf.distribute`: they skip together."""
-    if keras.backend.backend() != "tensorflow":
-        return finite
-    import tensorflow as tf
-
-    context = tf.distribute.get_replica_context()
-    if context is None or context.num_replicas_in_sync == 1:
-        return finite
-    bad = context.all_reduce(tf.distribute.ReduceOp.SUM, 1.0 - tf.cast(finite, "float32"))
-    return bad == 0.0
+    """Finite on all replicas of a step on several devices: they skip together."""
+    return all_reduce_max(1.0 - ops.cast(finite, "float32")) == 0
 
 
 def _gradients(enabled: bool):
