@@ -36,15 +36,15 @@ def run_file(format: str, path: str, images: np.ndarray) -> np.ndarray:
     if format == "tf_saved_model":
         import tensorflow as tf
 
-        return tf.saved_model.load(path).serve(images).numpy()
+        program = tf.saved_model.load(path)  # its variables live as long as it is held
+        return program.serve(images).numpy()
     if format == "litert":
         if keras.backend.backend() == "tensorflow":
             from tensorflow.lite import Interpreter
         else:
             from ai_edge_litert.interpreter import Interpreter
         run = Interpreter(model_path=path).get_signature_runner()
-        (name,) = run.get_input_details()
-        return next(iter(run(**{name: images}).values()))
+        return next(iter(run(**dict.fromkeys(run.get_input_details(), images)).values()))
     if format == "onnx":
         import onnxruntime
 

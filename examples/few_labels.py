@@ -2,9 +2,8 @@
 
 Paper: Chen et al., A Simple Framework for Contrastive Learning of Visual Representations, 2020,
 table 7 (semi-supervised: the whole network is fine-tuned on a share of the labels).
-Data: --data, a folder or archive with train/ and test/, here CIFAR-10, on whose training pictures
-the shipped presets were pretrained without labels. With the emoji (the default) the preset comes
-from another data set, which helps less.
+Data: --data, a folder or archive with train/ and test/: CIFAR-10, on which the shipped preset was
+pretrained without labels; or the emoji (the default), to which it is new.
 Command: KERAS_BACKEND=tensorflow python examples/few_labels.py --data cifar10.tar.gz
 Result: RESULT
 Printed: a table; written: few_labels.png and few_labels.json.
@@ -62,7 +61,7 @@ def main(argv=None) -> dict:
     parser.add_argument("--data", default="emoji")
     parser.add_argument("--preset", default="simclr_resnet_cifar10", help="of any method")
     parser.add_argument("--fractions", type=float, nargs="+", default=[0.01, 0.1])
-    parser.add_argument("--steps", type=int, default=600, help="of every fine-tuning")
+    parser.add_argument("--steps", type=int, default=250, help="of every fine-tuning")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("runs/few_labels"))
@@ -79,10 +78,8 @@ def main(argv=None) -> dict:
             keras.utils.set_random_seed(0)
             old = "scratch" not in name
             task = keras_ssl.models.SSLTask.from_preset(args.preset, load_weights=old)
-            if "probe" in name:
-                values.append(probe.evaluate(task, train=train, test=test).top1)
-            else:
-                values.append(fine_tune(task, train, test, args))
+            probed = "probe" in name and probe.evaluate(task, train=train, test=test).top1
+            values.append(probed or fine_tune(task, train, test, args))
             print(f"{len(rows)} labels ({fraction:.0%}), {name}: {values[-1]:.1%}", flush=True)
     args.output.mkdir(parents=True, exist_ok=True)
     result = {"preset": args.preset, "data": data.name, "fractions": args.fractions, **lines}
@@ -92,9 +89,8 @@ def main(argv=None) -> dict:
         axis.plot(np.multiply(args.fractions, 100), np.multiply(values, 100), "o-", label=name)
     axis.set(xscale="log", xlabel="% of the labels", ylabel="accuracy in %", title=data.name)
     axis.legend()
-    figure.tight_layout()
-    figure.savefig(args.output / "few_labels.png", dpi=100)
-    print(f"{time.time() - start:.0f} s; {args.output / 'few_labels.png'}")
+    figure.savefig(args.output / "few_labels.png", dpi=100, bbox_inches="tight")
+    print(f"{time.time() - start:.0f} s")
     return result
 
 

@@ -1,13 +1,13 @@
 """Find near duplicates in a folder of pictures, at a threshold that the folder itself gives.
 
-Of a fifth of the pictures three copies are made: smaller, saved as a bad JPEG, cropped. On one half
-of the pictures the threshold of cosine similarity is set at which so many of the pairs found are
-copies (--precision); on the other half precision and recall are measured.
-Data: --data, a folder or archive; without it, the emoji in one drawing style (some are alike:
-clocks, moons, faces, flags of one design; here they count as errors).
-Command: KERAS_BACKEND=torch python examples/near_duplicates.py
+Of a fifth of the pictures three copies are made: smaller, a bad JPEG, cropped. One half of the
+pictures sets the similarity from which on 95 % of the pairs found are copies; the other half
+measures precision, and the share of each kind of copies that is found.
+Paper: Jégou and Chum, Negative Evidences and Co-occurrences in Image Retrieval, 2012 (whitening).
+Data: --data, a folder or archive, of which 4,000 pictures are taken; default: emoji of one style.
+Command: KERAS_BACKEND=torch python examples/near_duplicates.py --data cifar10.tar.gz
 Result: RESULT
-Printed: that table; written: duplicates.csv and duplicates.png, what the folder itself holds twice.
+Written: duplicates.csv and duplicates.png, what the folder itself holds twice.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 import keras_ssl
+from keras_ssl import evaluation
 from keras_ssl.evaluation import SimilarityIndex, extract_features
 from keras_ssl.runs import load_model, model_image_size
 from keras_ssl.visualization import picture_grid
@@ -27,82 +28,70 @@ EDITS = ("smaller", "jpeg", "cropped")
 
 
 def copies(picture, rng):
-    """Three edits of a picture that leave it the same to the eye, in the order of `EDITS`."""
     image, file, side = Image.fromarray(picture), io.BytesIO(), len(picture)
     image.save(file, "JPEG", quality=15)
     smaller = image.resize((side // 2, side // 2)).resize((side, side))
-    kept = round(0.85 * side)
-    left, top = rng.integers(0, side - kept + 1, 2)
-    cropped = image.crop((left, top, left + kept, top + kept)).resize((side, side))
+    left, top = rng.integers(0, round(0.15 * side) + 1, 2)
+    box = (left, top, left + round(0.85 * side), top + round(0.85 * side))
+    cropped = image.resize((side, side), box=box)
     return [np.asarray(edit) for edit in (smaller, Image.open(file), cropped)]
 
 
-def measure(features, owner, edit, half, precision):
+def measure(features, owner, edit, half):
     """Threshold from one half of the pictures, and figures on the other."""
-
-    def pairs(part):
+    sides = []
+    for part in (True, False):
         rows = np.flatnonzero(half[owner] == part)
         first, second, similarity = SimilarityIndex(features[rows]).pairs(0.5)
-        return rows[first], rows[second], similarity
-
-    first, second, similarity = pairs(True)
-    right = np.cumsum(owner[first] == owner[second]) / np.arange(1, len(first) + 1)
-    enough = np.flatnonzero(right >= precision)
-    last = enough[-1] if len(enough) else -1  # halfway to the next pair
-    threshold = float(np.concatenate([[1.0], similarity, [0.5]])[last + 1 : last + 3].mean())
-    first, second, similarity = pairs(False)
-    first, second = first[similarity >= threshold], second[similarity >= threshold]
-    right = float((owner[first] == owner[second]).mean()) if len(first) else 1.0
-    figures = {"threshold": threshold, "precision": right}
+        sides.append((rows[first], rows[second], similarity))
+    (first, second, similarity), others = sides
+    threshold = evaluation.threshold_for_precision(similarity, owner[first] == owner[second])
+    first, second = (rows[others[2] >= threshold] for rows in others[:2])
+    right = (owner[first] == owner[second]).sum() / max(1, len(first))
+    figures = {"threshold": threshold, "precision": float(right)}
     for number, name in enumerate(EDITS):
-        hidden = (edit == number) & ~half[owner]
         # Originals come before copies, so they are the first of their pairs.
         found = (first == owner[second]) & (edit[second] == number)
-        figures[f"recall, {name}"] = float(found.sum() / max(1, hidden.sum()))
+        figures[name] = float(found.sum() / max(1, ((edit == number) & ~half[owner]).sum()))
     return figures
 
 
 def main(argv=None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add = parser.add_argument
-    add("--data", help="folder or archive; default: the emoji of one style")
-    add("--preset", default="simclr_resnet_cifar10", help="of any method")
-    add("--precision", type=float, default=0.95, help="that is wanted")
-    add("--limit", type=int, default=4000, help="most pictures")
-    add("--output", type=pathlib.Path, default=pathlib.Path("runs/near_duplicates"))
+    parser.add_argument("--data", help="folder or archive; default: the emoji of one style")
+    parser.add_argument("--preset", default="simclr_resnet_cifar10", help="of any method")
+    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("runs/near_duplicates"))
     args = parser.parse_args(argv)
+    if args.data is None:
+        emoji = keras_ssl.datasets.load_emoji("noto", background=(255, 255, 255))
+        args.data = emoji.save_to_folder(args.output / "emoji")
     model = load_model(args.preset)
     size = tuple(2 * side for side in model_image_size(model))
-    if args.data is None:
-        emoji = keras_ssl.datasets.load_emoji("noto", size[0], background=(255, 255, 255))
-        images, names = emoji.images[: args.limit], emoji.captions[: args.limit]
-    else:
-        folder = keras_ssl.datasets.FolderImages(args.data, size, labels=None)
-        images, names = folder[: args.limit], folder.file_names[: args.limit]
-
-    rng = np.random.default_rng(0)
-    copied = rng.permutation(len(images))[: len(images) // 5]
-    owner = np.concatenate([np.arange(len(images)), copied.repeat(len(EDITS))])
-    edit = np.concatenate([np.full(len(images), -1), np.tile(np.arange(len(EDITS)), len(copied))])
-    copied = [copy for row in copied for copy in copies(images[row], rng)]
-    pictures = np.concatenate([images, copied])
-    half = rng.random(len(images)) < 0.5
+    files = keras_ssl.datasets.FolderImages(args.data, size, labels=None)
+    images = files[:4000]
+    rng, count = np.random.default_rng(0), len(images)
+    copied = rng.permutation(count)[: count // 5]
+    owner = np.concatenate([np.arange(count), copied.repeat(len(EDITS))])
+    edit = np.concatenate([np.full(count, -1), np.tile(np.arange(len(EDITS)), len(copied))])
+    pictures = [*images, *(copy for row in copied for copy in copies(images[row], rng))]
+    half = rng.random(count) < 0.5
     tiny = np.stack([np.asarray(Image.fromarray(p).resize((16, 16))) for p in pictures])
-    table = {}
-    for name, what, x in (("raw pixels", "pixels", tiny), (args.preset, model, pictures)):
-        features = extract_features(what, x)
-        features = features - features[: len(images)].mean(axis=0)  # what all have says nothing
-        table[name] = measure(features, owner, edit, half, args.precision)
-        print(f"{name}: " + ", ".join(f"{key} {value:.3f}" for key, value in table[name].items()))
-
+    plain = extract_features(model, np.stack(pictures))
+    kinds = {"raw pixels": extract_features("pixels", tiny), args.preset: plain}
+    kinds = {name: x - x[:count].mean(axis=0) for name, x in kinds.items()}
+    kinds["whitened"] = features = evaluation.Whitening(plain[:count])(plain)
+    table = {name: measure(x, owner, edit, half) for name, x in kinds.items()}
     args.output.mkdir(parents=True, exist_ok=True)
-    found = SimilarityIndex(features[: len(images)]).pairs(table[name]["threshold"])
+    for name, figures in table.items():
+        print(f"{name:22}", *(f"{key} {value:.3f}" for key, value in figures.items()))
+    first, second, similarity = SimilarityIndex(features[:count]).pairs(figures["threshold"])
+    names = np.array(files.file_names)
+    rows = list(zip(names[first], names[second], similarity.round(4), strict=True))
     with open(args.output / "duplicates.csv", "w", encoding="utf-8", newline="") as file:
-        rows = [(names[i], names[j], f"{s:.4f}") for i, j, s in zip(*found, strict=True)]
         csv.writer(file).writerows([("first", "second", "similarity"), *rows])
     print(f"{len(rows)} pairs in the folder itself: {args.output / 'duplicates.csv'}")
-    if rows:
-        shown = np.stack(found[:2], axis=1)[:32].reshape(-1)
+    shown = np.stack([first, second], axis=1)[:32].reshape(-1)
+    if len(shown):
         picture_grid(images[shown], columns=8).save(args.output / "duplicates.png")
     return {"table": table, "pairs": rows}
 

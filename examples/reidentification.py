@@ -30,7 +30,7 @@ from keras_ssl.visualization import neighbour_grid
 
 def main(argv=None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--width", type=int, default=32, help="of the residual network")

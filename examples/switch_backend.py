@@ -28,15 +28,10 @@ def part(folder: pathlib.Path, name: str, first: int, last: int, total: int, lim
     if first == 0:
         keras.utils.set_random_seed(0)
         model = keras_ssl.models.MAE(
-            keras_ssl.backbones.ViTBackbone.from_size(
-                "vit_nano", image_shape=(32, 32, 3), patch_size=8, num_layers=2
-            ),
-            decoder_hidden_dim=64,
-            decoder_num_layers=1,
-            decoder_num_heads=4,
-            seed=0,
+            keras_ssl.backbones.ViTBackbone((32, 32, 3), 8, 128, num_layers=2, num_heads=4),
+            **dict(decoder_hidden_dim=64, decoder_num_layers=1, decoder_num_heads=4, seed=0),
         )
-        # Initial weights are drawn by each backend's own generator: all parts begin with one file.
+        # Initial weights are drawn by each backend's own generator: both runs begin with one file.
         start = folder / "start.weights.h5"
         model.load_weights(start) if start.exists() else model.save_weights(start)
         model.compile(epochs=total, learning_rate=1e-3)
@@ -76,9 +71,9 @@ def main(argv=None, run=elsewhere) -> dict:
         part_of = number * args.epochs, (number + 1) * args.epochs
         switched += run(backend, args.output, "switched", *part_of, total, args.limit)
     print(f"epoch  {args.backends[0]:>10}  switched  on          difference")
-    for epoch, (one, other) in enumerate(zip(whole, switched, strict=True)):
+    for epoch, (one, two) in enumerate(zip(whole, switched, strict=True)):
         backend = args.backends[epoch // args.epochs]
-        print(f"{epoch + 1:5}  {one:10.6f}  {other:8.6f}  {backend:10}  {other / one - 1:+.1e}")
+        print(f"{epoch + 1:5}  {one:10.6f}  {two:8.6f}  {backend:10}  {two / one - 1:+.1e}")
     draw(whole, switched, args)
     return {"whole": whole, "switched": switched}
 

@@ -1,12 +1,11 @@
 """Learn from a video: neighbouring frames are the two views of one thing.
 
-Time does what augmentation does by hand: a thing moves, turns and changes its size, and what is
-behind it changes. Frames that are at most --gap apart are a pair for SimCLR.
+Time does what augmentation does by hand: a thing moves, turns, grows, before what moves as well.
+Frames that are at most --gap apart are a pair for SimCLR.
 Paper: Wang and Gupta, Unsupervised Learning of Visual Representations using Videos, 2015.
-Data: --videos, files (animated GIF, PNG, WebP; MP4 with PyAV). Without them the script films emoji
-that move over photographs of --photos (a folder or archive with train/, e.g. CIFAR-10; colours
-without), two films of each before two photographs. Measured: is a thing that is in no training film
-known again in its other film, among those of 100 things?
+Data: --videos, files (animated GIF, PNG, WebP; MP4 with PyAV). Without them emoji are filmed that
+move over photographs of --photos (an archive such as CIFAR-10's; colours without), two films each.
+Measured: is a thing that is in no training film known again in its other film, among those of 40?
 Command: KERAS_BACKEND=tensorflow python examples/video_frames.py --photos cifar10.tar.gz
 Result: RESULT
 Written: the preset; frames.png, one film's frames; and the films themselves.
@@ -55,10 +54,10 @@ def main(argv=None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--videos", nargs="+", help="files; default: films of emoji")
     parser.add_argument("--photos", help="folder or archive for the films' backgrounds")
-    parser.add_argument("--things", type=int, default=500, help="in films; a fifth to measure on")
+    parser.add_argument("--things", type=int, default=200, help="in films; a fifth to measure on")
     parser.add_argument("--frames", type=int, default=16, help="of a film")
     parser.add_argument("--gap", type=int, default=6, help="frames between a pair, at most")
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--width", type=int, default=32, help="of the residual network")

@@ -404,7 +404,7 @@ MISTAKES = [
     (
         ["pretrain", "--data", "LOOSE", "--set", "temprature=1"],
         1,
-        "SimCLR has no option 'temprature'; it has",
+        "SimCLR has no option 'temprature'. Did you mean 'temperature'?",
     ),
     (["pretrain", "--set", "temperature"], 1, "--set wants name=value"),
     (["pretrain", "--precision", "float61"], 1, "`precision` must be one of"),

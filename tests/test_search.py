@@ -7,9 +7,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.decomposition import PCA
 from sklearn.metrics import average_precision_score
 
-from keras_ssl.evaluation import SimilarityIndex, mean_average_precision, nearest_neighbours
+from keras_ssl.evaluation import (
+    SimilarityIndex,
+    Whitening,
+    mean_average_precision,
+    nearest_neighbours,
+    threshold_for_precision,
+)
 
 
 def vectors(count=60, seed=0):
@@ -54,6 +61,8 @@ def test_pairs_are_all_that_are_alike(block_size):
     np.testing.assert_allclose(similarity, expected[first, second], atol=1e-6)
     assert len(first) and (np.diff(similarity) <= 0).all()
     assert len(SimilarityIndex(bank).pairs(1.1)[0]) == 0
+    twice = SimilarityIndex(np.concatenate([bank, 7 * bank])).pairs(1.0)
+    assert sorted(zip(twice[0], twice[1], strict=True)) == [(i, i + 60) for i in range(60)]
 
 
 def test_faiss_is_asked_in_its_own_words(monkeypatch):
@@ -96,6 +105,32 @@ def test_what_cannot_be_searched_is_refused():
         SimilarityIndex(vectors()).search(np.ones((1, 5)))
     with pytest.raises(ValueError, match="count"):
         SimilarityIndex(vectors()).search(np.ones((1, 6)), 0)
+
+
+def test_threshold_is_the_smallest_that_is_precise_enough():
+    similarity = np.sort(np.random.default_rng(0).random(50))[::-1]
+    right = np.random.default_rng(1).random(50) < np.linspace(1, 0.3, 50)
+    threshold = threshold_for_precision(similarity, right, 0.8)
+    assert right[similarity >= threshold].mean() >= 0.8
+    for lower in similarity[similarity < threshold]:
+        assert right[similarity >= lower].mean() < 0.8
+    assert threshold_for_precision([0.9], [False]) == 1.0
+    assert threshold_for_precision([0.9, 0.7], [True, False], 1.0) == pytest.approx(0.8)
+
+
+def test_whitening_is_scikit_learns():
+    x = np.random.default_rng(0).normal(size=(200, 5)) @ np.diag([9.0, 3, 1, 0.3, 0.1]) + 4
+    found = Whitening(x, epsilon=0.0)(x)
+    expected = PCA(whiten=True).fit_transform(x)
+    # Axes may point the other way and come in another order: what counts is cosines.
+    np.testing.assert_allclose(cosines(found, found), cosines(expected, expected), atol=1e-4)
+    np.testing.assert_allclose(np.cov(found.T), np.eye(5), atol=0.01)
+    # A direction without variance says nothing, and epsilon holds small ones back.
+    flat = Whitening(np.pad(x, ((0, 0), (0, 1))), epsilon=0.0)(np.pad(x, ((0, 0), (0, 1))))
+    np.testing.assert_allclose(cosines(flat, flat), cosines(found, found), atol=1e-4)
+    assert np.linalg.eigvalsh(np.cov(Whitening(x, 0.1)(x).T))[0] < 0.01
+    with pytest.raises(ValueError, match="epsilon"):
+        Whitening(x, -1.0)
 
 
 @pytest.mark.parametrize("block_size", [7, 1024])

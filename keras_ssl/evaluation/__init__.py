@@ -33,7 +33,11 @@ from keras_ssl.evaluation.segmentation_baselines import (
     segmentation_baselines,
     threshold_masks,
 )
-from keras_ssl.evaluation.similarity_index import SimilarityIndex
+from keras_ssl.evaluation.similarity_index import (
+    SimilarityIndex,
+    Whitening,
+    threshold_for_precision,
+)
 from keras_ssl.evaluation.templates import TEMPLATES
 from keras_ssl.evaluation.zero_shot import ZeroShotClassifier, zero_shot_classifier
 
@@ -47,6 +51,7 @@ __all__ = [
     "Protocol",
     "SimilarityIndex",
     "TEMPLATES",
+    "Whitening",
     "ZeroShotClassifier",
     "alignment",
     "attention_maps",
@@ -67,6 +72,7 @@ __all__ = [
     "retrieval_recall",
     "segmentation_baselines",
     "threshold_masks",
+    "threshold_for_precision",
     "uniformity",
     "zero_shot_classifier",
 ]

@@ -7,6 +7,8 @@ import numpy as np
 ENGINES = ("auto", "numpy", "faiss")
 # From here on `"auto"` takes faiss where it is installed.
 _LARGE = 100_000
+# Equal vectors have similarities so close to 1: float32 rounds.
+_ROUNDING = 1e-6
 
 
 class SimilarityIndex:
@@ -92,7 +94,7 @@ class SimilarityIndex:
         """All pairs of rows that are at least so similar: near duplicates.
 
         Args:
-            threshold: least cosine similarity, in [-1, 1].
+            threshold: least cosine similarity, in [-1, 1]; 1 finds vectors of one direction.
 
         Returns:
             `(first, second, similarity)`, with `first < second`, the most similar pair first.
@@ -100,7 +102,7 @@ class SimilarityIndex:
         found = []
         for rows in self._blocks(len(self)):
             similarity = self.vectors[rows] @ self.vectors[rows.start :].T
-            first, second = np.nonzero(np.triu(similarity >= threshold, k=1))
+            first, second = np.nonzero(np.triu(similarity >= threshold - _ROUNDING, k=1))
             found.append((first + rows.start, second + rows.start, similarity[first, second]))
         first, second, similarity = (np.concatenate(p) for p in zip(*found, strict=True))
         order = np.argsort(-similarity, kind="stable")
@@ -109,6 +111,80 @@ class SimilarityIndex:
     def _blocks(self, count):
         size = self.block_size
         return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def threshold_for_precision(similarity, right, precision: float = 0.95) -> float:
+    """The similarity from which on so many of the pairs found are right.
+
+    Args:
+        similarity: `(P,)`, in falling order, as `SimilarityIndex.pairs` gives them.
+        right: `(P,)` bool, whether each pair belongs together.
+        precision: wanted share of right ones, in (0, 1].
+
+    Returns:
+        The smallest such threshold, halfway to the next pair; 1 where there is none.
+
+    Example:
+
+    >>> threshold_for_precision([0.9, 0.8, 0.6, 0.5], [True, True, False, True], 0.75)
+    0.5
+    """
+    similarity = np.asarray(similarity, "float64")
+    shares = np.cumsum(right) / np.arange(1, len(similarity) + 1)
+    enough = np.flatnonzero(shares >= precision)
+    if not len(enough):
+        return 1.0
+    return float(similarity[enough[-1] : enough[-1] + 2].mean())
+
+
+class Whitening:
+    """Makes every direction of embeddings count alike: PCA whitening, fitted on some of them.
+
+    `w = U^T (x - m) / sqrt(lambda + epsilon mean(lambda))`, with mean `m`, and eigenvectors `U` and
+    eigenvalues `lambda` of the covariance. What all pictures have in common, which makes cosines of
+    features without negative values close to 1, no longer drowns what tells them apart: better
+    for near duplicates and for search.
+
+    Args:
+        vectors: `(N, D)` to fit on; several times `D` of them.
+        epsilon: how much directions of little variance are held back, in shares of the mean.
+
+    Call arguments:
+        vectors: `(M, D)`.
+
+    Returns:
+        float32 `(M, D)`, for `SimilarityIndex`.
+
+    Example:
+
+    >>> rng = np.random.default_rng(0)
+    >>> vectors = rng.normal(5.0, [[9.0, 0.1]], size=(500, 2))
+    >>> Whitening(vectors, epsilon=0.0)(vectors).std(axis=0).round(3)
+    array([1., 1.], dtype=float32)
+
+    Reference:
+        Jégou and Chum, Negative Evidences and Co-occurrences in Image Retrieval: the Benefit of PCA
+        and Whitening, 2012.
+    """
+
+    def __init__(self, vectors, epsilon: float = 0.1):
+        vectors = np.asarray(vectors, "float64")
+        if vectors.ndim != 2 or len(vectors) < 2 or epsilon < 0:
+            raise ValueError(
+                "Whitening needs two or more vectors (N, D) and epsilon >= 0. "
+                f"Received: shape {vectors.shape}, epsilon={epsilon}"
+            )
+        self.mean = vectors.mean(axis=0)
+        variances, directions = np.linalg.eigh(
+            np.cov(vectors.T, bias=True).reshape(self.mean.size, -1)
+        )
+        variances = np.maximum(variances, 0) + epsilon * variances.mean()
+        # What does not vary at all stays where it is: nowhere.
+        keep = variances > 1e-12 * max(variances.max(), 1e-30)
+        self.matrix = directions * np.where(keep, 1 / np.sqrt(np.where(keep, variances, 1)), 0)
+
+    def __call__(self, vectors) -> np.ndarray:
+        return ((np.asarray(vectors, "float64") - self.mean) @ self.matrix).astype("float32")
 
 
 def unit_vectors(x) -> np.ndarray:

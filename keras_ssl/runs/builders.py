@@ -1,5 +1,6 @@
 """Models by name: a method, a backbone, a few numbers."""
 
+import difflib
 import inspect
 
 import keras
@@ -176,7 +177,8 @@ def build_model(
     if unknown:
         names = sorted(set(accepted) - {"self", "backbone", "seed", "name", "kwargs", "options"})
         raise ValueError(
-            f"{cls.__name__} has no option {unknown[0]!r}; it has {names}. Received: {unknown}"
+            f"{cls.__name__} has no option {unknown[0]!r}. {suggestion(unknown[0], names)}"
+            f"It has {names}. Received: {unknown}"
         )
     if views != "auto":
         options["augmenter"] = Views(views, size=image_size, seed=seed)
@@ -189,7 +191,16 @@ def method_name(name: str) -> str:
     for known in list_methods():
         if known.replace("_", "") == plain:
             return known
-    raise ValueError(f"`method` must be one of {list(list_methods())}. Received: method={name!r}")
+    known = list(list_methods())
+    raise ValueError(
+        f"`method` must be one of {known}. {suggestion(name, known)}Received: method={name!r}"
+    )
+
+
+def suggestion(name: str, known) -> str:
+    """`"Did you mean ...? "`, or nothing where no known name is close."""
+    close = difflib.get_close_matches(str(name), known, n=1)
+    return f"Did you mean {close[0]!r}? " if close else ""
 
 
 def _parameters(function) -> dict:

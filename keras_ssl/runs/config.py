@@ -1,10 +1,10 @@
 """What a pretraining run depends on, as plain data that a YAML file can hold."""
 
 import dataclasses
-import difflib
 import os
 import pathlib
 
+from keras_ssl.runs.builders import suggestion
 from keras_ssl.safe_files import whole_file
 
 
@@ -114,10 +114,9 @@ class PretrainConfig:
         known = [field.name for field in dataclasses.fields(cls)]
         for name in values:
             if name not in known:
-                close = difflib.get_close_matches(str(name), known, n=1)
-                hint = f"Did you mean {close[0]!r}? " if close else ""
                 raise ValueError(
-                    f"The configuration has no {name!r}. {hint}It has {known}. Received: {name!r}"
+                    f"The configuration has no {name!r}. {suggestion(name, known)}It has {known}. "
+                    f"Received: {name!r}"
                 )
         return cls(**values)
 
