@@ -3,9 +3,15 @@
 Paper: Radford et al., Learning Transferable Visual Models From Natural Language Supervision, 2021.
 Data: the shipped emoji (six styles; or --data emoji64.npz with nine); one style (Twemoji) and every
 fifth concept are in no training picture. The names are the captions, and nothing else is known.
-Command: KERAS_BACKEND=tensorflow python examples/clip.py
-Result: zero-shot accuracy over the names of all unseen concepts, and Recall@1 and @5 from Twemoji
-to Noto, beside raw 16 x 16 pixels: printed, and written to result.json.
+Command: KERAS_BACKEND=tensorflow python examples/clip.py (29 minutes of one core)
+Result, from Twemoji (in no training picture) to Noto, 1,678 concepts, 335 of them never seen:
+
+    Recall@1 / @5, picture to picture    all              never seen
+    raw pixels, 16 x 16                  29.5 / 44.6 %    30.4 / 44.8 %
+    CLIP, cosine of the embeddings       51.3 / 71.5 %    44.2 / 65.7 %
+    zero-shot top-1 / top-5 by name      51.5 / 69.2 %    17.6 / 32.8 % (among their 335 names)
+
+An EfficientNet-Lite0 that was trained on ImageNet with labels is given as 38.0 / 58.2 % on all.
 """
 
 import argparse
