@@ -14,6 +14,7 @@ from keras_ssl_cli.shell import (
     installed,
     say,
     settings_of,
+    short,
     table,
 )
 
@@ -325,7 +326,10 @@ def search(
     table(
         f"like {text!r}" if text else f"like {picture}",
         ["similarity", "file"],
-        [[f"{s:.3f}", found.path(row)] for row, s in zip(rows[0], similarity[0], strict=True)],
+        [
+            [f"{s:.3f}", short(found.path(row))]
+            for row, s in zip(rows[0], similarity[0], strict=True)
+        ],
     )
     if grid is not None:
         runs.result_grid(found, rows[0], picture).save(grid)

@@ -119,6 +119,11 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
+def short(path: str) -> str:
+    """A path as it is seen from the current folder, if it lies below that."""
+    return path.removeprefix(os.getcwd() + os.sep)
+
+
 def settings_of(pairs: list[str]) -> dict:
     """`["temperature=0.2"]` as a dict; values are read as YAML does."""
     import yaml
