@@ -12,9 +12,8 @@ import keras_ssl
 
 
 def build(image_shape, args):
-    return keras_ssl.models.DINO.small(
-        keras_ssl.backbones.small_resnet(image_shape), head_batch_norm=True, seed=args.seed
-    )
+    backbone = keras_ssl.backbones.small_resnet(image_shape)
+    return keras_ssl.models.DINO.small(backbone, seed=args.seed)
 
 
 if __name__ == "__main__":

@@ -154,6 +154,9 @@ def test_the_teacher_sees_the_global_views_only_and_drops_nothing():
 def test_views_fit_the_patches():
     model = DINO.small(vit(image_shape=(32, 32, 3), patch_size=8))
     assert model.augmenter.local_size == (16, 16) and model.augmenter.num_views == 6
+    assert model.head.use_batch_norm and float(
+        model.current_teacher_temperature()
+    ) == pytest.approx(0.03)
     backbone = ViTBackbone.from_size("vit_tiny", image_shape=(224, 224, 3), num_layers=1)
     model = DINO(backbone, output_dim=8, num_local_views=3)
     assert model.augmenter.local_size == (96, 96) and model.augmenter.num_views == 5
@@ -202,7 +205,7 @@ def test_the_teachers_temperature_changes_by_epochs():
 
 def test_a_resnet_of_fixed_size_with_normalisation_in_the_head():
     backbone = small_resnet((16, 16, 3))
-    model = DINO.small(backbone, output_dim=16, hidden_dim=8, head_batch_norm=True, seed=0)
+    model = DINO.small(backbone, output_dim=16, hidden_dim=8, seed=0)
     history = model.fit(PICTURES, batch_size=8, verbose=0)
     assert np.isfinite(history.history["loss"]).all()
     student = model.encode(np.zeros((1, 16, 16, 3), "float32"))

@@ -156,7 +156,9 @@ class DINO(SelfDistillation):
         Fewer prototypes (1024, so that a batch of 64 uses many of them), a smaller head, views
         without blur and with larger local crops (`"dino_small"`), four of them, a centre that
         averages over as many pictures as the paper's does with its batch of 1024, a teacher that
-        follows faster (a short run has few steps), and `tau_t` that stays at 0.04.
+        follows faster (a short run has few steps), batch normalisation in the head and `tau_t` that
+        stays at 0.03: without them a narrow network's targets stay near the uniform distribution.
+        A narrow `ViTBackbone` should begin with `initializer="mae"`.
 
         Args:
             backbone: as for `DINO`.
@@ -166,8 +168,10 @@ class DINO(SelfDistillation):
             output_dim=1024,
             hidden_dim=512,
             bottleneck_dim=128,
+            head_batch_norm=True,
             num_local_views=4,
-            teacher_temperature=0.04,
+            teacher_temperature=0.03,
+            warmup_teacher_temperature=0.03,
             center_momentum=0.95,
             momentum=0.99,
             base_learning_rate=2e-3,
