@@ -5,10 +5,10 @@ Frames that are at most --gap apart are a pair for SimCLR.
 Paper: Wang and Gupta, Unsupervised Learning of Visual Representations using Videos, 2015.
 Data: --videos, files (animated GIF, PNG, WebP; MP4 with PyAV). Without them emoji are filmed that
 move over photographs of --photos (an archive such as CIFAR-10's; colours without), two films each.
-Measured: is a thing that is in no training film known again in its other film, among those of 40?
+Measured: is a thing that is in no training film known again in its other film, among those of 30?
 Command: KERAS_BACKEND=tensorflow python examples/video_frames.py --photos cifar10.tar.gz
-Result: RESULT
-Written: the preset; frames.png, one film's frames; and the films themselves.
+Result: mAP 16.8 %, Rank-1 14.2 % (raw pixels 12.7, 13.1; untrained 10.2, 6.5), 2 min of training.
+Written: the preset, frames.png, and the films.
 """
 
 import argparse
@@ -54,10 +54,10 @@ def main(argv=None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--videos", nargs="+", help="files; default: films of emoji")
     parser.add_argument("--photos", help="folder or archive for the films' backgrounds")
-    parser.add_argument("--things", type=int, default=200, help="in films; a fifth to measure on")
+    parser.add_argument("--things", type=int, default=150, help="in films; a fifth to measure on")
     parser.add_argument("--frames", type=int, default=16, help="of a film")
     parser.add_argument("--gap", type=int, default=6, help="frames between a pair, at most")
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--width", type=int, default=32, help="of the residual network")
@@ -85,8 +85,8 @@ def main(argv=None) -> dict:
         test = read_videos(paths[:held_out], args.size)[:2]
         result = {"raw pixels": measure("pixels", *test), "untrained": measure(model, *test)}
     pairs = ImagePairs(frames, numbers, args.batch_size, times, max_gap=args.gap)
-    start = time.time()
     model.compile(learning_rate=1.0)
+    start = time.time()
     model.fit(pairs, epochs=args.epochs, shuffle=False, verbose=2)
     if held_out:
         result[f"gap {args.gap}"] = measure(model, *test)
