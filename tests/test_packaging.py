@@ -1,5 +1,7 @@
 """The wheel holds presets, data and licences, and works where it is installed."""
 
+import importlib
+import json
 import os
 import pathlib
 import subprocess
@@ -7,6 +9,7 @@ import sys
 import venv
 import zipfile
 
+import h5py
 import pytest
 
 import keras_ssl
@@ -20,7 +23,10 @@ home = os.path.dirname(os.path.abspath(keras_ssl.__file__))
 assert home.startswith({home!r}), home
 names = keras_ssl.list_presets()
 assert names and all(p["path"].startswith(home) for p in names.values()), names
-model = keras_ssl.models.SSLTask.from_preset(sorted(names)[0])
+for name in names:  # no network is reached: HF_HUB_OFFLINE, and no proxy leads anywhere
+    model = keras_ssl.models.SSLTask.from_preset(name)
+    assert all(v.dtype != "float16" for v in model.weights), name
+    assert type(model).__name__ == names[name]["method"]
 print(model.predict(np.zeros((2, 32, 32, 3), "uint8"), verbose=0).shape)
 assert len(keras_ssl.datasets.load_emoji(styles=["noto"]).images) > 1000
 """
@@ -59,6 +65,8 @@ def test_installed_in_a_clean_environment(wheel, tmp_path):
     libraries = [path for path in sys.path if path.endswith("site-packages")]
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     # Behind its own packages, and without the .pth files that lead to the repository.
+    nowhere = "http://127.0.0.1:1"
+    environment |= {"HF_HUB_OFFLINE": "1", "http_proxy": nowhere, "https_proxy": nowhere}
     environment["PYTHONPATH"] = os.pathsep.join([str(site), *libraries])
     result = subprocess.run(
         [home / "bin" / "python", "-c", CHECK.format(home=str(site))],
@@ -71,10 +79,38 @@ def test_installed_in_a_clean_environment(wheel, tmp_path):
     assert "(2," in result.stdout
 
 
-def test_shipped_presets_load_here():
+def test_what_ships_is_small_and_has_a_card():
+    """What is there, how large it is, and that the cards say what was measured."""
     shipped = keras_ssl.list_presets()
-    assert shipped
-    for name, description in shipped.items():
-        assert presets.resolve_preset(name) == description["path"]
-        model = getattr(keras_ssl.models, description["method"]).from_preset(name)
-        assert model.count_params() > 0
+    methods = {"MAE", "SimCLR", "MoCo", "MoCoV3", "BYOL", "SimSiam", "BarlowTwins", "VICReg"}
+    assert {about["method"] for about in shipped.values()} >= methods | {"DINO", "CLIP"}
+    total = 0
+    for name, about in shipped.items():
+        folder = pathlib.Path(about["path"])
+        assert presets.resolve_preset(name) == about["path"]
+        total += sum(file.stat().st_size for file in folder.iterdir())
+        card = (folder / "README.md").read_text()
+        facts = json.loads((folder / "figures.json").read_text())
+        assert facts["method"] == about["method"] and facts["name"] == name
+        for figure, value in facts["figures"].items():
+            assert f"**{100 * value:.1f} %**" in card, figure
+            assert value > facts["untrained"][figure], figure  # it has learned
+        assert {protocol["version"] for protocol in facts["protocols"]} == {"1"}
+        with h5py.File(folder / "model.weights.h5") as file:
+            kinds = set()
+            file.visititems(
+                lambda _, item, kinds=kinds: kinds.add(str(getattr(item, "dtype", "float16")))
+            )
+        assert kinds <= {"float16", "int32", "int64", "uint32"}, name
+        assert (folder / "log.png").exists()
+    assert total < 40e6
+
+
+def test_the_table_of_presets(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    train_zoo = importlib.import_module("train_zoo")
+    table = "\n".join(train_zoo.table(train_zoo.shipped()))
+    for name, about in keras_ssl.list_presets().items():
+        row = next(line for line in table.splitlines() if f"`{name}`" in line)
+        assert about["method"] in row and f"{100 * about['figures']['knn']:.1f} %" in row
+        assert name in train_zoo.ZOO

@@ -108,11 +108,9 @@ def card(facts, entry):
         f"| {percent(facts['untrained'][name])} | **{percent(value)}** |"
         for name, value in facts["figures"].items()
     ]
-    data = DATA[entry.data]
+    data = entry.about or DATA[entry.data]
     if "retrieval" in entry.protocols:
         data = data.replace("without labels", "with their names, without the classes")
-    if entry.note:
-        data = f"{data}. {entry.note}"
     return CARD.format(
         **{key: facts[key] for key in ("name", "method", "seed", "minutes", "recipe", "backend")},
         **facts["parameters"],
@@ -138,8 +136,9 @@ def table(presets, prefix=""):
             for which in ("untrained", "pixels")
         )
         figures = " | ".join(percent(facts["figures"][which]) for which in ("knn", "linear"))
+        limit = f" (classifiers of {facts['limit']:,})" if facts.get("limit") else ""
         yield (
-            f"| [`{name}`]({prefix}{name}/README.md) | {facts['method']} | {facts['data']} "
+            f"| [`{name}`]({prefix}{name}/README.md) | {facts['method']} | {facts['data']}{limit} "
             f"| {facts['parameters']['backbone']:,} | {facts['bytes'] / 1e6:.1f} "
             f"| {figures} | {' | '.join(pairs)} |"
         )
