@@ -1,8 +1,8 @@
 """Trains a method on one device and on several, and measures how far the two runs are apart.
 
 A program of its own, because the number of devices is fixed when a backend starts:
-`KERAS_BACKEND=jax python tests/several_devices.py moco simclr ...` prints a line of JSON a method.
-JAX has eight virtual devices, TensorFlow two logical CPUs, PyTorch two processes.
+`KERAS_BACKEND=jax python tests/several_devices.py all` (or `moco simclr ...`) prints a line of JSON
+for each method. JAX has eight virtual devices, TensorFlow two logical CPUs, PyTorch two processes.
 """
 
 import json
@@ -33,7 +33,7 @@ from keras_ssl.optimizers import LARS, AdamW
 from keras_ssl.training.replicas import process_share
 
 STEPS, BATCH = 3, 16
-TWICE = ("simsiam",)  # on two devices and on eight
+TWICE = ("simclr",)  # on two devices and on eight
 SHARDED = ("mae", "dino")  # with the transformer's weights shared among devices too
 
 
@@ -109,13 +109,13 @@ METHODS = {
 }
 
 
-# Every method is compiled twice on JAX and TensorFlow: of two forms of one, the harder is enough.
-LEFT_OUT = {
-    "jax": {"byol_batch_norm", "moco", "simclr_bank"},
-    "tensorflow": {"byol", "moco", "simclr_bank"},
-    "torch": set(),
-}
-CHOSEN = sorted({*METHODS} - LEFT_OUT[keras.backend.backend()])
+# What the suite runs. Every method is compiled twice on JAX and TensorFlow: there, one for each
+# thing that is put together.
+CHOSEN = {
+    "jax": ["dino", "dinov2", "moco", "simclr"],
+    "tensorflow": ["clip", "dino", "dinov2", "moco_batch_norm", "simclr", "vicreg"],
+    "torch": sorted(METHODS),
+}[keras.backend.backend()]
 
 
 def data_of(method: str):
@@ -217,6 +217,29 @@ def attempt(*args):
         return {"error": traceback.format_exc()}
 
 
+# What several devices cannot do as one does: optimizer, batch, and a word of the message.
+REFUSED = {"multiple": (keras.optimizers.SGD, BATCH - 1)}
+if keras.backend.backend() == "tensorflow":
+    sgd = keras.optimizers.SGD
+    REFUSED["gradient_accumulation_steps"] = (lambda: sgd(gradient_accumulation_steps=2), BATCH)
+    REFUSED["global_clipnorm"] = (lambda: sgd(global_clipnorm=1.0), BATCH)
+    REFUSED["mixed_bfloat16"] = (lambda: keras.optimizers.LossScaleOptimizer(sgd()), BATCH)
+
+
+def refusals(scope=contextlib.nullcontext) -> dict:
+    """What a run that cannot be right says, by the word that should be in it."""
+    messages = {}
+    for word, (optimizer, batch_size) in REFUSED.items():
+        with scope():
+            model = toy.simsiam()
+            model.compile(optimizer())
+        try:
+            model.fit(toy.images(BATCH), batch_size=batch_size, verbose=0)
+        except ValueError as error:
+            messages[word] = str(error)
+    return {"refused": messages}
+
+
 def on_jax(methods):
     distribution = keras.distribution
     devices = distribution.list_devices()
@@ -226,6 +249,8 @@ def on_jax(methods):
         for count in (2, 8) if method in TWICE else (8,):
             distribution.set_distribution(distribution.DataParallel(devices=devices[:count]))
             yield method, f"{count} devices", one, attempt(method)
+        if method == methods[0]:
+            yield "refusals", f"{count} devices", one, refusals()
         if method in SHARDED:
             mesh = distribution.DeviceMesh((2, 2), ["batch", "model"], devices[:4])
             distribution.set_distribution(
@@ -243,6 +268,7 @@ def on_tensorflow(methods):
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     for method in methods:
         yield method, "2 replicas", attempt(method), attempt(method, strategy.scope)
+    yield "refusals", "2 replicas", {}, refusals(strategy.scope)
 
 
 def on_torch(methods):
@@ -263,6 +289,9 @@ def on_torch(methods):
         many = attempt(method)
         if rank == 0:
             yield method, "2 processes", alone[method], many
+    refused = refusals()
+    if rank == 0:
+        yield "refusals", "2 processes", {}, refused
     distributed.destroy_process_group()
     if other is not None and other.wait():
         raise RuntimeError(f"The other process ended with {other.returncode}.")
@@ -274,9 +303,12 @@ def main(methods):
     for method, devices, one, many in run(methods):
         line = {"method": method, "devices": devices, "seconds": round(time.time() - start, 1)}
         error = one.get("error") or many.get("error")
-        line.update({"error": error} if error else distance(one, many))
+        if method == "refusals":
+            line.update(many)
+        else:
+            line.update({"error": error} if error else distance(one, many))
         print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or CHOSEN)
+    main(sorted(METHODS) if sys.argv[1:] == ["all"] else sys.argv[1:] or CHOSEN)

@@ -127,11 +127,20 @@ def own_rows(x, axis: int = 0):
     Args:
         x: of `views * batch` rows along `axis`, view after view, for any number of views.
         axis: that of the rows.
+
+    Raises:
+        ValueError: the rows are no whole batches (a micro-batch's stochastic depth).
     """
     own = getattr(here, "rows", None)
     if own is None:
         return x
     shape, count = tuple(ops.shape(x)), replica_count()
+    if isinstance(own, int) and isinstance(shape[axis], int) and shape[axis] % (count * own):
+        raise ValueError(
+            "On several replicas random numbers are drawn for whole batches of rows: leave out "
+            "`micro_batch_size`, or the stochastic depth of the encoder. "
+            f"Received: numbers for {shape[axis] // count} rows, {own} in the replica's batch"
+        )
     x = ops.reshape(x, (*shape[:axis], -1, count, own, *shape[axis + 1 :]))
     x = ops.take(x, replica_id(), axis=axis + 1)
     return ops.reshape(x, (*shape[:axis], shape[axis] // count, *shape[axis + 1 :]))

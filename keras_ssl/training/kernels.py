@@ -1,5 +1,7 @@
 """Operations whose fastest form differs between backends."""
 
+import functools
+
 import keras
 import numpy as np
 from keras import ops
@@ -80,6 +82,7 @@ def attention_weights(query, key, causal=False):
     return ops.softmax(logits, axis=-1)
 
 
+@functools.cache  # at its first use: asking JAX for its devices ends what may be set before
 def _barrier():
     """The identity, behind and before which XLA fuses nothing; or `None` where not needed."""
     if keras.backend.backend() != "jax":
@@ -103,9 +106,6 @@ def _barrier():
     return barrier
 
 
-_materialize = _barrier()
-
-
 def materialize(x):
     """The identity; on JAX's CPU a hint to write `x` to memory here.
 
@@ -113,4 +113,5 @@ def materialize(x):
     chain into each of its readers and so computes it again, from the first block on, in every one
     of them: time and code grow with the square of the depth. Measured in benchmarks/.
     """
-    return x if _materialize is None else _materialize(x)
+    barrier = _barrier()
+    return x if barrier is None else barrier(x)
