@@ -5,8 +5,7 @@ table 7 (semi-supervised: the whole network is fine-tuned on a share of the labe
 Data: --data, a folder or archive with train/ and test/: CIFAR-10, on which the shipped preset was
 pretrained without labels; or the emoji (the default), to which it is new.
 Command: KERAS_BACKEND=tensorflow python examples/few_labels.py --data cifar10.tar.gz
-Result: RESULT
-Printed: a table; written: few_labels.png and few_labels.json.
+Result: a line for each share and way; few_labels.png and few_labels.json.
 """
 
 import argparse

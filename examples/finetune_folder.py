@@ -6,9 +6,7 @@ Data: --data, a folder or archive with a folder for each class (a tenth of each 
 with train/ and test/ that hold those. Without it, the shipped emoji are written out as such a
 folder, by their nine groups.
 Command: KERAS_BACKEND=tensorflow python examples/finetune_folder.py
-Result: RESULT
-Printed: accuracy of every class; written: the classifier as a preset, and mistakes.png, the surest
-wrong answers.
+Result: accuracy of every class; the classifier as a preset; mistakes.png, the surest wrong answers.
 """
 
 import argparse

@@ -9,8 +9,7 @@ Zheng et al., Scalable Person Re-identification: A Benchmark, 2015 (mAP, Rank-k)
 Data: the shipped emoji: 1,573 concepts in six styles; measured on 393 others: Twemoji asks, all
 other styles are the gallery.
 Command: KERAS_BACKEND=tensorflow python examples/reidentification.py
-Result: RESULT
-Printed: a table; written: the preset, result.json and found.png: a query and its nearest.
+Result: a table; the preset, result.json, and found.png: queries and their nearest.
 """
 
 import argparse

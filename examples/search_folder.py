@@ -7,7 +7,7 @@ Data: --data, a folder or archive; without it, the emoji, written out as a folde
 Command: python examples/search_folder.py --data photos --preset clip_vit_base_32 --text "a red car"
          python examples/search_folder.py --picture photos/cat.jpg --data photos
          python examples/search_folder.py   (the emoji, by a shipped preset and a first picture)
-Result: RESULT
+Result: the six nearest to a medal, of 3,632 emoji in two styles, are medals of both; 10 s.
 Printed: a table of files; written: found.png, the query and what was found, best first.
 """
 

@@ -5,8 +5,7 @@ streams of masks and views, which are the same on every backend.
 Paper: He et al., Masked Autoencoders Are Scalable Vision Learners, 2021 (what is trained here).
 Data: the shipped emoji, 32 pixels.
 Command: python examples/switch_backend.py --backends torch tensorflow jax
-Result: RESULT
-Printed: the losses of a run on one backend beside those of a run that changes it; and plotted.
+Result: the losses of a run on one backend beside those of a run that changes it; and a plot.
 """
 
 import argparse

@@ -7,8 +7,7 @@ Data: --videos, files (animated GIF, PNG, WebP; MP4 with PyAV). Without them emo
 move over photographs of --photos (an archive such as CIFAR-10's; colours without), two films each.
 Measured: is a thing that is in no training film known again in its other film, among those of 30?
 Command: KERAS_BACKEND=tensorflow python examples/video_frames.py --photos cifar10.tar.gz
-Result: mAP 16.8 %, Rank-1 14.2 % (raw pixels 12.7, 13.1; untrained 10.2, 6.5), 2 min of training.
-Written: the preset, frames.png, and the films.
+Result: mAP 16.8 %, Rank-1 14.2 % (raw pixels 12.7, 13.1; untrained 10.2, 6.5), 2 min; frames.png.
 """
 
 import argparse
