@@ -64,7 +64,6 @@ def free_address():
         return f"127.0.0.1:{s.getsockname()[1]}"
 
 
-# On PyTorch its own processes, on JAX hosts. TensorFlow's strategies are tested on one host.
 def check_two_processes():
     address = free_address()
     processes = [start("two_processes.py", rank, address) for rank in range(2)]
@@ -84,7 +83,7 @@ def check_two_processes():
     assert any(word in errors[0].lower() for word in ("peer", "connection", "heartbeat")), errors
 
 
-if BACKEND != "tensorflow":
+if BACKEND == "torch":
 
     def test_two_processes_over_the_loopback_and_one_that_dies():
         check_two_processes()

@@ -33,7 +33,9 @@ def join(rank: int, address: str) -> None:
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(address, 2, rank, heartbeat_timeout_seconds=10)
-    keras.distribution.set_distribution(keras.distribution.DataParallel())
+    # Every host reads its own part of the batches.
+    distribution = keras.distribution.DataParallel(auto_shard_dataset=False)
+    keras.distribution.set_distribution(distribution)
 
 
 def train(epochs: int, callbacks=()) -> list[float]:
