@@ -2,12 +2,14 @@
 and their forms for several processes.
 
 Several processes are one global batch here: a rank's loss is the mean over its rows, its gradient
-its rows of the gradient of what the processes compute together.
+its rows of the gradient of what the processes compute together. On PyTorch they are processes.
 """
 
+import keras
 import numpy as np
 from gradients import input_gradients
 from keras import ops
+from replica_losses import on_processes
 
 from conformance_handlers.framework import BOUNDS, Case, UnknownOption, handler
 from keras_ssl.losses import CLIPDistillationLoss, CLIPLoss, SigLIPLoss
@@ -73,6 +75,7 @@ def multi(case: Case):
     case.check("bias", np.isclose(float(values[3]), config["bias"]))
     bias = values[3]
     labels = np.arange(world * batch, dtype="int32")
+    processes = on_processes(world, values) if keras.backend.backend() == "torch" else None
     options = case.meta.get("variants", {})
     clip = CLIPLoss(normalize=False)
     siglip = SigLIPLoss(normalize=False, block_size=max(1, batch // 2))
@@ -120,9 +123,23 @@ def multi(case: Case):
                     )
             else:
                 raise UnknownOption(f"meta.variants[{variant!r}] = {loss_name!r}")
+            if processes and (loss_name == "SigLipLoss" or gathers_gradients):
+                loss, (by_image, by_text, by_scale) = _of_process(
+                    processes, rank, loss_name, loss_name == "SigLipLoss" or local
+                )
+                own = slice(None)
             case.compare(f"rank{rank}/out/{variant}/loss", loss)
             prefix = f"rank{rank}/grad/{variant}/"
             gradients = (by_image[own], by_text[own], by_scale)
             for name, gradient in zip(_NAMES, gradients, strict=False):
                 bound = BOUNDS["gradient"]
                 case.compare(prefix + name, gradient, bound=bound, because="a gradient")
+
+
+def _of_process(processes, rank, loss_name, local):
+    """Loss and gradients of a process. The whole loss on every rank is the mean of the ranks'."""
+    key = "siglip" if loss_name == "SigLipLoss" else "clip"
+    loss, by_image, by_text, by_scale = processes[rank][key]
+    if not local:
+        loss, by_scale = (np.mean([p[key][i] for p in processes], axis=0) for i in (0, 3))
+    return loss, (by_image, by_text, by_scale)
