@@ -48,7 +48,7 @@ def test_several_devices_are_one(runs, method):
         assert "error" not in run, run["error"]
         # Relative to what moved in three steps, which is far above rounding; a loss or statistics
         # of a device's own rows are off by some per cent.
-        assert run["loss"] < 1e-3 and run["weights"] < 3e-3 and run["state"] < 1e-3, run
+        assert run["loss"] < 1e-3 and run["weights"] < 1e-2 and run["state"] < 1e-3, run
         assert run["weights_move"] > 1e-3, run
 
 
