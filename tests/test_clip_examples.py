@@ -1,0 +1,94 @@
+"""CLIP's recipe and lessons on a few small pictures: they run, and keep to what they promise."""
+
+import importlib
+import json
+import os
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+import keras_ssl
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+@pytest.fixture(scope="module")
+def lesson():
+    """Imports a script of the examples."""
+    sys.path.insert(0, os.path.join(ROOT, "examples"))
+    before = set(sys.modules)
+    yield importlib.import_module
+    sys.path.remove(os.path.join(ROOT, "examples"))
+    for name in set(sys.modules) - before:
+        if name.startswith("clip"):
+            del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def trained(lesson, tmp_path_factory):
+    """The folder that the recipe leaves, its result, its data."""
+    folder = tmp_path_factory.mktemp("clip")
+    small = "--concepts 50 --size 16 --width 4 --batch-size 16 --epochs 1".split()
+    argv, sys.argv = sys.argv, ["clip.py", *small, "--output", str(folder)]
+    try:
+        result = lesson("clip").main()
+    finally:
+        sys.argv = argv
+    return folder, result, lesson("clip_emoji").load(size=16, concepts=50)
+
+
+def test_nothing_held_out_is_in_training(trained):
+    _, result, data = trained
+    assert result["pictures"] == len(data.train) and result["unseen"] == data.unseen.sum() > 0
+    assert "twemoji" not in data.styles[data.train]
+    assert not np.isin(data.captions[data.train], data.names[data.unseen]).any()
+    assert np.isin(data.names[~data.unseen], data.captions[data.train]).all()
+    for rows, style in ((data.queries, "twemoji"), (data.gallery, "noto")):
+        np.testing.assert_array_equal(data.captions[rows], data.names)
+        assert set(data.styles[rows]) == {style}
+
+
+def test_the_recipe_leaves_figures_and_a_preset_that_gives_them(trained, lesson):
+    folder, result, data = trained
+    assert json.loads((folder / "result.json").read_text()) == result
+    model = keras_ssl.models.CLIP.from_preset(str(folder / "preset"))
+    assert lesson("clip_emoji").measure(model, data) == result["CLIP"]
+    # The figures are those of pairs of pictures, and of pictures and names.
+    x, y = model.encode_image(data.images, 32), model.encode_text(data.names, 32)
+    best = (x[data.queries] @ x[data.gallery].T).argmax(axis=1) == np.arange(len(y))
+    assert result["CLIP"]["picture to picture, all"]["R@1"] == pytest.approx(best.mean())
+    named = (x[data.queries] @ y.T).argmax(axis=1) == np.arange(len(y))
+    assert result["CLIP"]["zero-shot, all"]["R@1"] == pytest.approx(named.mean())
+
+
+def test_prompts_and_confusions_of_a_preset(trained, lesson, tmp_path, monkeypatch):
+    folder, _, data = trained
+    model = keras_ssl.models.CLIP.from_preset(str(folder / "preset"))
+    prompts, confusions = lesson("clip_prompts"), lesson("clip_confusions")
+    monkeypatch.setitem(prompts.TEMPLATES, "imagenet_80", ("a photo of {}.", "{}"))
+    result = prompts.accuracies(model, data)
+    assert result["alone"]["ImageNet's"]["{}"] == result["the bare name"]
+    prompts.draw(result, tmp_path / "prompts.png")
+    emoji = keras_ssl.datasets.load_emoji("twemoji", 16, background=(255, 255, 255))
+    emoji = emoji.select(slice(0, 400, 8))
+    said, shares = confusions.confusions(model, emoji)
+    right = emoji.captions[said] == emoji.captions
+    assert shares["all"]["right"] == pytest.approx(right.mean()) and len(said) == 50
+    confusions.draw(emoji, emoji, said, shares, tmp_path / "confusions.png")
+    assert (tmp_path / "prompts.png").exists() and (tmp_path / "confusions.png").exists()
+
+
+def test_accuracies_between_before_and_after(trained, lesson, monkeypatch):
+    folder, _, data = trained
+    model = keras_ssl.models.CLIP.from_preset(str(folder / "preset"))
+    finetune = lesson("clip_finetune")
+    monkeypatch.setattr(finetune, "ALPHAS", np.array([0.0, 1.0]))
+    before = [w.copy() for w in model.get_weights()]
+    zero_shot = lesson("clip_emoji").measure(model, data)["zero-shot, unseen"]["R@1"]
+    keras.utils.set_random_seed(0)
+    rows = finetune.between(model, data, data.groups, epochs=1)
+    assert [row["alpha"] for row in rows] == [0, 1] and rows[0]["zero-shot"] == zero_shot
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
