@@ -91,7 +91,8 @@ def main():
     options = parser.parse_args()
     keras.utils.set_random_seed(0)
     data = keras_ssl.datasets.load_emoji(image_size=32, background=(255, 255, 255))
-    images, labels = data.images[:1280], data.labels[:1280]
+    rows = np.random.default_rng(0).permutation(len(data.labels))[:1280]
+    images, labels = data.images[rows], data.labels[rows]
     backbone = keras_ssl.backbones.ViTBackbone(
         image_shape=(32, 32, 3), patch_size=8, hidden_dim=64, num_layers=2, num_heads=2
     )
