@@ -23,7 +23,7 @@ demo: $(VENV)/.demo
 ## test: the whole suite, one process per backend
 test: $(VENV)/.test
 	@status=0; for backend in $(BACKENDS); do \
-	  echo "== $$backend"; KERAS_BACKEND=$$backend $(PY) -m pytest tests -n $(WORKERS) --dist worksteal || status=1; \
+	  echo "== $$backend"; KERAS_BACKEND=$$backend $(PY) -m pytest tests -n $(WORKERS) --dist loadfile || status=1; \
 	done; exit $$status
 
 ## lint: formatting and linting
