@@ -35,6 +35,9 @@ class Classifier(keras.Model):
         recipe = [{"crop": {"scale": (0.5, 1.0)}, "flip": {}}]
         self.views = Views(recipe, old.size, mean=old.mean, std=old.std, seed=0)
         self.head = keras.layers.Dense(num_classes, name="head")
+        encoder = {id(variable) for variable in task.backbone.variables}
+        for variable in task.trainable_variables:  # the method's own heads rest
+            variable.trainable = id(variable) in encoder
 
     def call(self, images, training=False):
         if training:

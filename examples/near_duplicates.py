@@ -45,13 +45,13 @@ def measure(features, owner, edit, half):
         first, second, similarity = SimilarityIndex(features[rows]).pairs(0.5)
         sides.append((rows[first], rows[second], similarity))
     (first, second, similarity), others = sides
-    threshold = evaluation.threshold_for_precision(similarity, owner[first] == owner[second])
+    right = np.append(owner[first] == owner[second], False)  # below 0.5 nothing was looked for
+    threshold = evaluation.threshold_for_precision(np.append(similarity, 0.5), right)
     first, second = (rows[others[2] >= threshold] for rows in others[:2])
     right = (owner[first] == owner[second]).sum() / max(1, len(first))
     figures = {"threshold": threshold, "precision": float(right)}
     for number, name in enumerate(EDITS):
-        # Originals come before copies, so they are the first of their pairs.
-        found = (first == owner[second]) & (edit[second] == number)
+        found = (first == owner[second]) & (edit[second] == number)  # an original and its copy
         figures[name] = float(found.sum() / max(1, ((edit == number) & ~half[owner]).sum()))
     return figures
 

@@ -6,7 +6,7 @@ Paper: Radford et al., Learning Transferable Visual Models From Natural Language
 Data: --data, a folder or archive; without it, the emoji, written out as a folder.
 Command: python examples/search_folder.py --data photos --preset clip_vit_base_32 --text "a red car"
          python examples/search_folder.py --picture photos/cat.jpg --data photos
-         python examples/search_folder.py   (the emoji, by a shipped preset and a first picture)
+         python examples/search_folder.py --text "red apple"   (the emoji, by a shipped preset)
 Result: the six nearest to a medal, of 3,632 emoji in two styles, are medals of both; 10 s.
 Printed: a table of files; written: found.png, the query and what was found, best first.
 """
@@ -34,7 +34,7 @@ def open_index(args, model) -> runs.Embeddings:
 def main(argv=None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", help="folder; default: the emoji, written out")
-    parser.add_argument("--preset", default="simclr_resnet_cifar10", help="of any method")
+    parser.add_argument("--preset", default="clip_resnet_emoji", help="of any method")
     parser.add_argument("--text", help="find pictures of this; needs an image-text preset")
     parser.add_argument("--picture", help="find pictures like this one; default: the first")
     parser.add_argument("--count", type=int, default=8)

@@ -5,8 +5,8 @@ section 3.1 (prompts, and averaging over several).
 Data: --data, a folder or archive. Where it has class folders, their names are the classes and the
 accuracy is printed; --classes names others. Without it, emoji that examples/clip.py keeps away
 from its training are written out, a folder for each of their names.
-Preset: --preset, of CLIP, SigLIP or ALIGN: released ("clip_vit_base_32"), or one's own
-("runs/clip/preset", which `python examples/clip.py` leaves).
+Preset: --preset, of CLIP, SigLIP or ALIGN: shipped ("clip_resnet_emoji", which knows drawings
+only), released ("clip_vit_base_32"), or one's own.
 Command: python examples/zero_shot_folder.py --data photos --preset clip_vit_base_32
 Result: to be compared with the zero-shot accuracy that examples/clip.py prints.
 Written: answers.csv (file, class, probability), answers.png: of each class the surest pictures.
@@ -34,7 +34,7 @@ def emoji_folder(path):
 def main(argv=None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", help="folder or archive; default: emoji, written out")
-    parser.add_argument("--preset", default="runs/clip/preset", help="CLIP, SigLIP or ALIGN")
+    parser.add_argument("--preset", default="clip_resnet_emoji", help="CLIP, SigLIP or ALIGN")
     parser.add_argument("--classes", nargs="+", help="default: the names of the class folders")
     parser.add_argument("--templates", default="imagenet_7", help="name, simple, imagenet_7 or _80")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("runs/zero_shot"))

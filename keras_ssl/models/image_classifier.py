@@ -1,6 +1,7 @@
 """Fine-tuning: an image classifier over our vision transformer."""
 
 import random
+import warnings
 
 import keras
 import keras_hub
@@ -226,5 +227,7 @@ class ImageClassifier(keras_hub.models.ImageClassifier, metaclass=SubclassedMode
             **kwargs: `num_classes` (needed where the preset holds no classifier), `pooling`, ...
         """
         folder = resolve_preset(preset)
-        with clear_errors(preset):
+        with clear_errors(preset), warnings.catch_warnings():
+            # The classifier has compiled itself, and a preset holds no optimizer.
+            warnings.filterwarnings("ignore", message="Skipping variable loading for optimizer")
             return super().from_preset(folder, load_weights=load_weights, **kwargs)
