@@ -55,8 +55,8 @@ ZOO = {
     "vicreg_resnet_cifar10": Entry("vicreg", "cifar10", 5, RESNET),
     "dino_resnet_cifar10": Entry("dino", "cifar10", 5, RESNET),
     "dino_resnet_emoji": Entry("dino", "emoji", 10, RESNET),
-    "dinov2_vit_cifar10": Entry("dinov2", "cifar10", 5, "a ViT, 96 wide, 4 blocks, patch 8"),
-    "dinov2_vit_emoji": Entry("dinov2", "emoji", 10, "a ViT, 96 wide, 4 blocks, patch 8"),
+    "dinov2_vit_cifar10": Entry("dinov2", "cifar10", 5, "a ViT, 96 wide, 3 blocks, patch 8"),
+    "dinov2_vit_emoji": Entry("dinov2", "emoji", 10, "a ViT, 96 wide, 3 blocks, patch 8"),
     "clip_resnet_emoji": Entry(
         "clip",
         "emoji",
