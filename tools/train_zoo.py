@@ -72,7 +72,11 @@ ZOO = {
         "siglip", "emoji", 10, f"{RESNET} and a text transformer, 96 wide, 2 blocks", PAIRS
     ),
     "align_efficientnet_emoji": Entry(
-        "align", "emoji", 10, "keras-hub's EfficientNet and BERT, very small", PAIRS
+        "align",
+        "emoji",
+        60,
+        "keras-hub's EfficientNet, three stages, and its BERT, 96 wide, 2 blocks",
+        PAIRS,
     ),
 }
 
