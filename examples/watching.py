@@ -59,6 +59,19 @@ def resident_megabytes(which):
         return next(int(line.split()[1]) / 1024 for line in status if line.startswith(which))
 
 
+class Memory(keras.callbacks.Callback):
+    """What training takes at most beyond what stays, after the first epoch, which compiles."""
+
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch == 0:
+            self.before = resident_megabytes("VmRSS")
+            with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
+                file.write("5")  # the peak so far is forgotten
+
+    def on_train_end(self, logs=None):
+        self.megabytes = resident_megabytes("VmHWM") - self.before
+
+
 def report(runs: dict[str, dict]) -> None:
     for name, run in runs.items():
         last = {key: run["history"][key][-1] for key in CURVES}
