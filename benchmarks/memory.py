@@ -83,9 +83,10 @@ def resident() -> float:
 def allotted(model, views) -> float:
     """JAX: temporary memory of the compiled step."""
     import jax
+    import keras
 
     model.optimizer.build(model.trainable_variables)
-    model._batch_size = len(views[0])
+    model._batch_size = len(keras.tree.flatten(views)[0])
     kinds = ("trainable_variables", "non_trainable_variables", None, "metrics_variables")
     state = tuple(
         [v.value for v in (getattr(model, kind) if kind else model.optimizer.variables)]

@@ -106,38 +106,76 @@ def _torch(model, function, inputs, size, state):
 def _tensorflow(model, function, inputs, size, state):
     import tensorflow as tf
 
-    def encode(chunk):
-        @tf.custom_gradient
-        def run(chunk):
-            before = [ops.copy(v) for v in state]
-            features = function(chunk)
-
-            def gradient(upstream, variables=None):
-                now = [ops.copy(v) for v in state]
-                _assign(state, before)
-                with tf.GradientTape() as tape:
-                    tape.watch(chunk)
-                    again = function(chunk)
-                _assign(state, now)
-                variables = list(variables or ())
-                sources = [*variables] if chunk.dtype.is_integer else [chunk, *variables]
-                gradients = tape.gradient(again, sources, output_gradients=upstream)
-                # Embeddings give sparse ones.
-                gradients = [None if g is None else tf.convert_to_tensor(g) for g in gradients]
-                by_chunk = None if chunk.dtype.is_integer else gradients.pop(0)
-                return (by_chunk, gradients) if variables else by_chunk
-
-            return features, gradient
-
-        return run(chunk)
-
     if inputs.shape[0] is None:
         raise ValueError(
             "Cached gradients need a batch size that is known when the step is traced: batch with "
             f"drop_remainder=True. Received: inputs of shape {tuple(inputs.shape)}"
         )
-    chunks = [inputs[start : start + size] for start in range(0, inputs.shape[0], size)]
-    return ops.concatenate([encode(chunk) for chunk in chunks], axis=0)
+    count = inputs.shape[0] // size
+    differentiable = not inputs.dtype.is_integer
+    chunk_spec = tf.TensorSpec((size, *inputs.shape[1:]), inputs.dtype)
+    spec = tf.function(function, autograph=False).get_concrete_function(chunk_spec)
+    spec = spec.structured_outputs
+
+    def loop(body, *values):
+        """`values = body(i, *values)` for one micro-batch after the other."""
+        # Loops, not unrolled ones: the compiler takes a second pass that stands beside the first
+        # for the same computation and keeps the first one's activations, those of all of them.
+        return tf.while_loop(
+            lambda i, *values: i < count,
+            lambda i, *values: (i + 1, *body(i, *values)),
+            (0, *values),
+            parallel_iterations=1,
+        )[1:]
+
+    @tf.custom_gradient
+    def run(inputs):
+        before = [ops.copy(v) for v in state]
+        chunks = tf.reshape(inputs, (count, *chunk_spec.shape))
+
+        def encode(i, features):
+            return (features.write(i, function(chunks[i])),)
+
+        (features,) = loop(encode, tf.TensorArray(spec.dtype, count, element_shape=spec.shape))
+
+        def gradient(upstream, variables=None):
+            variables = list(variables or ())
+            parts = tf.reshape(upstream, (count, *spec.shape))
+            reached = set()
+
+            def add(i, by_chunk, *sums):
+                with tf.GradientTape() as tape:
+                    chunk = chunks[i]
+                    if differentiable:
+                        tape.watch(chunk)
+                    again = function(chunk)
+                sources = [*variables, chunk] if differentiable else variables
+                found = tape.gradient(again, sources, output_gradients=parts[i])
+                if differentiable and (last := found.pop()) is not None:
+                    by_chunk = by_chunk.write(i, last)
+                    reached.add("chunk")
+                reached.update(k for k, g in enumerate(found) if g is not None)
+                pairs = zip(sums, found, strict=True)
+                # Embeddings give sparse gradients.
+                return by_chunk, *(
+                    total if g is None else total + tf.convert_to_tensor(g) for total, g in pairs
+                )
+
+            now = [ops.copy(v) for v in state]
+            _assign(state, before)
+            by_chunk = tf.TensorArray(inputs.dtype, count, element_shape=chunk_spec.shape)
+            zeros = [tf.zeros(v.shape, v.dtype) for v in variables]
+            by_chunk, *sums = loop(add, by_chunk, *zeros)
+            _assign(state, now)
+            sums = [total if k in reached else None for k, total in enumerate(sums)]
+            by_inputs = None
+            if "chunk" in reached:
+                by_inputs = tf.reshape(by_chunk.stack(), inputs.shape)
+            return (by_inputs, sums) if variables else by_inputs
+
+        return tf.reshape(features.stack(), (-1, *spec.shape[1:])), gradient
+
+    return run(inputs)
 
 
 def _assign(variables, values):
