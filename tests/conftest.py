@@ -2,8 +2,18 @@
 
 import os
 
+import pytest
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # Compiling is most of a test's time on JAX and TensorFlow; toy models need no optimised code.
 os.environ.setdefault(
     "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """What a test leaves to chance is the same alone, in a file, and in any process."""
+    import keras
+
+    keras.utils.set_random_seed(0)
