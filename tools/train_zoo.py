@@ -152,11 +152,12 @@ def log_of(run, entry):
         for name, column in (("loss", "loss"), ("knn", "knn_top1"), ("linear", "linear_top1"))
         if column in rows[0]
     }
+    timed = len(rows) - result.get("first_epoch", 0)  # a run that went on knows its last part
     return {
         "recipe": f"python examples/{entry.recipe}.py --data ... --epochs {len(rows)}",
         "backend": result["backend"],
         "seed": result["options"]["seed"],
-        "minutes": result["training_seconds"]["processor"] / 60,
+        "minutes": result["training_seconds"]["processor"] / 60 * len(rows) / timed,
         "curves": curves,
         "pixels": result.get("pixels", {}),
         "untrained": result.get("untrained", {}),
