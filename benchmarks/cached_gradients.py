@@ -71,7 +71,7 @@ def run(batches=BATCHES) -> None:
     """Every case in a process of its own; prints the table."""
     backend = os.environ.get("KERAS_BACKEND", "tensorflow")
     # Freed arrays go back to the system at once, so that what is resident is what is needed.
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**16)}
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**16), "TF_ENABLE_ONEDNN_OPTS": "0"}
     print(f"MB (seconds) of a step, {backend}")
     print(f"{'batch':24}" + "".join(f"{batch:>16}" for batch in batches))
     for way in WAYS:

@@ -75,7 +75,8 @@ def main():
         print(json.dumps(run(args.worker, args.epochs)))
         return
     # Freed arrays go back to the system at once, so that what is resident is what is needed.
-    os.environ["MALLOC_MMAP_THRESHOLD_"], results = str(2**16), {}
+    os.environ.update(MALLOC_MMAP_THRESHOLD_=str(2**16), TF_ENABLE_ONEDNN_OPTS="0")
+    results = {}
     for name in RUNS:
         command = [sys.executable, __file__, "--epochs", str(args.epochs), "--worker", name]
         results[name] = json.loads(subprocess.check_output(command).splitlines()[-1])
