@@ -10,6 +10,7 @@ import venv
 import zipfile
 
 import h5py
+import numpy as np
 import pytest
 
 import keras_ssl
@@ -18,16 +19,18 @@ from keras_ssl import presets
 ROOT = pathlib.Path(__file__).parent.parent
 
 CHECK = """
-import os, keras_ssl, numpy as np
+import json, os, keras, keras_ssl, numpy as np
 home = os.path.dirname(os.path.abspath(keras_ssl.__file__))
 assert home.startswith({home!r}), home
 names = keras_ssl.list_presets()
 assert names and all(p["path"].startswith(home) for p in names.values()), names
+picture, found = np.load("picture.npy"), {{}}
 for name in names:  # no network is reached: HF_HUB_OFFLINE, and no proxy leads anywhere
     model = keras_ssl.models.SSLTask.from_preset(name)
     assert all(v.dtype != "float16" for v in model.weights), name
     assert type(model).__name__ == names[name]["method"]
-print(model.predict(np.zeros((2, 32, 32, 3), "uint8"), verbose=0).shape)
+    found[name] = keras.ops.convert_to_numpy(model(picture))[0].tolist()
+json.dump(found, open("found.json", "w"))
 assert len(keras_ssl.datasets.load_emoji(styles=["noto"]).images) > 1000
 """
 
@@ -43,6 +46,12 @@ def wheel(tmp_path_factory):
     return next(folder.glob("*.whl"))
 
 
+@pytest.fixture
+def train_zoo(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    return importlib.import_module("train_zoo")
+
+
 def test_contents(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert any(name.startswith("keras_ssl/_presets/") and "task.json" in name for name in names)
@@ -55,8 +64,9 @@ def test_contents(wheel):
     assert not any(name.startswith(("tests/", "benchmarks/", "examples/")) for name in names)
 
 
-def test_installed_in_a_clean_environment(wheel, tmp_path):
-    """An own environment that sees this one's libraries, but not the repository."""
+def test_installed_in_a_clean_environment(wheel, train_zoo, tmp_path):
+    """An own environment that sees this one's libraries, but not the repository: every preset loads
+    by its name and gives the embedding that the backend gave by which it was measured."""
     home = tmp_path / "environment"
     venv.create(home, with_pip=False)
     site = next(home.glob("lib/python*/site-packages"))
@@ -68,6 +78,7 @@ def test_installed_in_a_clean_environment(wheel, tmp_path):
     nowhere = "http://127.0.0.1:1"
     environment |= {"HF_HUB_OFFLINE": "1", "http_proxy": nowhere, "https_proxy": nowhere}
     environment["PYTHONPATH"] = os.pathsep.join([str(site), *libraries])
+    np.save(tmp_path / "picture.npy", train_zoo.ramps())
     result = subprocess.run(
         [home / "bin" / "python", "-c", CHECK.format(home=str(site))],
         cwd=tmp_path,
@@ -76,7 +87,12 @@ def test_installed_in_a_clean_environment(wheel, tmp_path):
         text=True,
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    assert "(2," in result.stdout
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found.keys() == train_zoo.shipped().keys()
+    for name, facts in train_zoo.shipped().items():
+        expected = facts["embedding"]
+        assert len(expected) == 16 and np.std(expected) > 0.01
+        np.testing.assert_allclose(found[name][:16], expected, atol=1e-4, err_msg=name)
 
 
 def test_what_ships_is_small_and_has_a_card():
@@ -106,9 +122,7 @@ def test_what_ships_is_small_and_has_a_card():
     assert total < 40e6
 
 
-def test_the_table_of_presets(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
-    train_zoo = importlib.import_module("train_zoo")
+def test_the_table_of_presets(train_zoo):
     table = "\n".join(train_zoo.table(train_zoo.shipped()))
     for name, about in keras_ssl.list_presets().items():
         row = next(line for line in table.splitlines() if f"`{name}`" in line)

@@ -100,6 +100,22 @@ def evaluated(model, data, entry):
     return figures, protocols
 
 
+def ramps():
+    """A picture that is the same everywhere: what a preset makes of it shows how it was loaded."""
+    import numpy as np
+
+    y, x = np.mgrid[:32, :32]
+    return np.stack([8 * x, 8 * y, 4 * (x + y)], axis=-1).astype("uint8")[None]
+
+
+def embedding_of(model):
+    """The first values of the embedding of `ramps()`, as numbers for `figures.json`."""
+    import keras
+
+    values = keras.ops.convert_to_numpy(model(ramps()))[0, :16]
+    return [round(float(value), 6) for value in values]
+
+
 def command_of(name, entry):
     import keras
 
@@ -138,6 +154,7 @@ def measure(name, entry, source, log):
         "figures": figures,
         "protocols": protocols,
         "command": command_of(name, entry),
+        "embedding": embedding_of(model),
     }
 
 
