@@ -15,6 +15,26 @@ import numpy as np
 NAMES = ("image_features", "text_features", "log_logit_scale")
 
 
+def run_processes(script: str, world: int, folder) -> None:
+    """Runs `script RANK FOLDER` in as many processes, and waits for all of them.
+
+    Raises:
+        RuntimeError: one of them ended with an error.
+    """
+    environment = {**os.environ, "KERAS_BACKEND": "torch"}
+    processes = [
+        subprocess.Popen([sys.executable, script, str(rank), str(folder)], env=environment)
+        for rank in range(world)
+    ]
+    try:
+        ended = [process.wait(timeout=120) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    if any(ended):
+        raise RuntimeError(f"The processes ended with {ended}.")
+
+
 def on_processes(world: int, values) -> list[dict]:
     """What each of `world` processes gets for its share of the rows.
 
@@ -27,14 +47,7 @@ def on_processes(world: int, values) -> list[dict]:
     """
     with tempfile.TemporaryDirectory() as folder:
         np.savez(pathlib.Path(folder) / "inputs.npz", *values, world=world)
-        environment = {**os.environ, "KERAS_BACKEND": "torch"}
-        processes = [
-            subprocess.Popen([sys.executable, __file__, str(rank), folder], env=environment)
-            for rank in range(world)
-        ]
-        ended = [process.wait(timeout=120) for process in processes]
-        if any(ended):
-            raise RuntimeError(f"The processes ended with {ended}.")
+        run_processes(__file__, world, folder)
         results = []
         for rank in range(world):
             with np.load(pathlib.Path(folder) / f"rank{rank}.npz") as arrays:

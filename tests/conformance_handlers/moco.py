@@ -4,6 +4,7 @@ import keras
 import numpy as np
 from gradients import compiled, variable_gradients
 from keras import ops
+from replica_steps import on_processes
 
 from conformance_handlers.framework import Case, as_numpy, handler
 from conformance_handlers.initial import check_heads
@@ -24,7 +25,11 @@ def single(case: Case):
 
 @handler("moco", "two_process")
 def two_process(case: Case):
-    """Two processes with shuffled batch normalisation are one with two groups and that order."""
+    """Two processes with shuffled batch normalisation are one with two groups and that order.
+
+    Gradients and logits come from one process with two groups. On PyTorch the steps are those of
+    real processes.
+    """
     _moco(case, groups=case.config["world"])
 
 
@@ -73,8 +78,13 @@ def _moco(case, groups):
     names.load(case, parameters)  # the other backends have updated the running statistics
     model.queue.rows.assign(ops.convert_to_tensor(queue.T.copy()))
     model.queue.pointer.assign(int(pointer[0]))
-    for step in range(1, config["steps"] + 1):
-        _step(case, model, names, step, parameters, groups)
+    steps = range(1, config["steps"] + 1)
+    train = lambda step, views: _train(model, views)
+    if groups > 1 and keras.backend.backend() == "torch":
+        results = on_processes(groups, model, [_views(case, step) for step in steps])
+        train = lambda step, views: _follow(model, results[step - 1])
+    for step in steps:
+        _step(case, model, names, step, parameters, groups, train)
 
 
 def _views(case, step):
@@ -118,12 +128,23 @@ def _logits(model, views):
     return result
 
 
-def _step(case, model, names, step, parameters, groups):
+def _train(model, views):
+    model.reset_metrics()
+    return np.float32(model.train_on_batch(views, return_dict=True)["loss"])
+
+
+def _follow(model, result):
+    """The model as the processes left it."""
+    for variable, value in zip(model.variables, result["variables"], strict=True):
+        variable.assign(value)
+    return np.float32(result["loss"])
+
+
+def _step(case, model, names, step, parameters, groups, train):
     views = _views(case, step)
     logits = _logits(model, views)
     labels = np.zeros(len(logits), "int64")
-    model.reset_metrics()
-    loss = np.float32(model.train_on_batch(views, return_dict=True)["loss"])
+    loss = train(step, views)
     if groups == 1:
         for prefix in (f"step{step}/", "out/") if step == 1 else (f"step{step}/",):
             case.compare(f"{prefix}logits", logits)
