@@ -57,7 +57,7 @@ def _one_view():
     return Views([{"crop": {"scale": (0.2, 1.0)}, "flip": {}}], size=16, seed=1)
 
 
-class _PreparedViews(keras.utils.PyDataset):
+class PreparedViews(keras.utils.PyDataset):
     """One batch of views that were cut before: compiles faster than `Views` inside the step."""
 
     def __init__(self, method):
@@ -120,7 +120,7 @@ CHOSEN = {
 
 def data_of(method: str):
     if method in PREPARED:
-        return _PreparedViews(method)
+        return PreparedViews(method)
     pictures = toy.images(BATCH, size=20)
     if method not in ("clip", "siglip", "align"):
         return pictures

@@ -175,6 +175,7 @@ def difference(one, other, epochs) -> float:
 def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=30, help="in all, over the methods")
+    parser.add_argument("--minutes", type=float, default=1e9, help="begin no run after these")
     parser.add_argument("--methods", nargs="+", default=["moco", "dino", "mae"])
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--precision", default="float32")
@@ -183,6 +184,7 @@ def main(arguments=None) -> int:
     options = parser.parse_args(arguments)
     rng = random.Random(options.seed)
     total, lost, runs, worst = {}, 0, 0, 0.0
+    begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as place:
         place = pathlib.Path(place)
         (place / "photos").mkdir()
@@ -194,7 +196,8 @@ def main(arguments=None) -> int:
             photos, epochs, precision = place / "photos", options.epochs, options.precision
             times = run_through(config_of(method, photos, whole, epochs, precision))
             print(f"{method}: {times[0]:.1f} s uninterrupted, {1e3 * times[1]:.0f} ms a save")
-            while share > 0:
+            end = begin + 60 * options.minutes * (k + 1) / len(options.methods)
+            while share > 0 and time.perf_counter() < end:
                 runs += 1
                 run = place / f"{method}-{runs}"
                 config = config_of(method, photos, run, epochs, precision)
@@ -202,8 +205,11 @@ def main(arguments=None) -> int:
                 share -= sum(where.values())
                 for name, count in where.items():
                     total[name] = total.get(name, 0) + count
-                worst = max(worst, difference(whole, run, epochs))
-                lost += difference(whole, run, epochs) > options.tolerance
+                found = difference(whole, run, epochs)
+                worst = max(worst, found)
+                lost += found > options.tolerance
+                killed = sum(where.values())
+                print(f"  run {runs}: killed {killed} times, differs by {found:g}", flush=True)
     listed = ", ".join(f"{count} {name}" for name, count in total.items())
     print(f"kills {sum(total.values())} ({listed}) of {runs} runs, lost {lost}", end="; ")
     print(f"largest difference to the uninterrupted runs {worst:g}")
