@@ -74,7 +74,7 @@ ZOO = {
     "align_efficientnet_emoji": Entry(
         "align",
         "emoji",
-        60,
+        12,
         "keras-hub's EfficientNet, three stages, and its BERT, 96 wide, 2 blocks",
         PAIRS,
     ),
