@@ -24,19 +24,11 @@ def build(image_shape, args):
         position_embedding="sincos",
         initializer="mae",
     )
-    return keras_ssl.models.MAE(
-        backbone,
-        decoder_hidden_dim=64,
-        decoder_num_layers=2,
-        decoder_num_heads=4,
-        normalize_targets=True,
-        pooling="mean",
-        seed=args.seed,
-    )
+    return keras_ssl.models.MAE.small(backbone, normalize_targets=True, seed=args.seed)
 
 
 if __name__ == "__main__":
-    model, data, output = run(build, __doc__, learning_rate=1e-3)
+    model, data, output = run(build, __doc__)
     chosen = np.random.default_rng(0).choice(len(data.test[0]), 12, replace=False)
     picture = os.path.join(output, "reconstructions.png")
     reconstruction_grid(model, data.test[0][chosen]).save(picture)

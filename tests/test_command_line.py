@@ -152,6 +152,18 @@ def test_pictures_on_the_disk_train_as_those_in_memory(place, tmp_path):
     assert losses[0] == losses[1]
 
 
+def test_image_size_is_that_of_the_pictures(place, tmp_path):
+    for side, expected in ((24, 16), (40, 32), (300, 224)):
+        folder = tmp_path / str(side)
+        for i in range(3):
+            (folder / "things").mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (side + i, 2 * side)).save(folder / "things" / f"{i}.png")
+        (folder / "broken.png").write_bytes(b"no picture")
+        assert runs.default_image_size(folder) == expected
+    assert runs.default_image_size("emoji") == 32 and runs.default_image_size("tfds:mnist") == 224
+    assert runs.load_data(place / "loose").train.shape == (60, 16, 16, 3)
+
+
 # ---- the report
 
 

@@ -10,6 +10,7 @@ from gradients import compiled
 from toy import fill, images, mae, to_numpy, vit
 
 from keras_ssl.layers import patchify
+from keras_ssl.models import MAE
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.random((3, 16)).astype("float32")
@@ -115,3 +116,19 @@ def test_twenty_steps_are_the_same_on_every_backend():
     expected = json.loads(path.read_text())
     np.testing.assert_allclose(losses, expected, rtol=1e-3)
     assert expected[-1] < expected[0]
+
+
+def test_small_takes_a_decoder_by_the_encoder():
+    backbone = vit(hidden_dim=24, num_heads=3)
+    model = MAE.small(backbone, decoder_num_layers=1)
+    assert (model.decoder_hidden_dim, model.decoder_num_layers, model.decoder_num_heads) == (
+        12,
+        1,
+        3,
+    )
+    assert model.pooling == "mean" and model.base_learning_rate == 1e-3
+    assert type(model).from_config(model.get_config()).base_learning_rate == 1e-3
+    decoder = sum(np.prod(v.shape) for v in model.variables if "decoder" in v.path)
+    assert decoder < backbone.count_params() < MAE(backbone).count_params() / 100
+    with pytest.raises(ValueError, match="needs a keras_ssl.backbones.ViTBackbone"):
+        MAE.small(keras.Sequential([keras.Input((16, 16, 3)), keras.layers.Flatten()]))

@@ -8,7 +8,7 @@ from keras_ssl.runs.builders import (
 )
 from keras_ssl.runs.config import PretrainConfig
 from keras_ssl.runs.convert import convert
-from keras_ssl.runs.data import RunData, load_data
+from keras_ssl.runs.data import RunData, default_image_size, load_data
 from keras_ssl.runs.embeddings import (
     Embeddings,
     embed_folder,
@@ -30,6 +30,7 @@ __all__ = [
     "build_backbone",
     "build_model",
     "convert",
+    "default_image_size",
     "embed_folder",
     "embed_pictures",
     "embed_text",

@@ -24,8 +24,8 @@ class PretrainConfig:
         output: folder of the run.
         epochs: passes over the data.
         batch_size: images in a step.
-        image_size: side in pixels of what the model sees; None for 32 with the small sets and 224
-            otherwise.
+        image_size: side in pixels of what the model sees; None for 32 with the small sets,
+            the side of a folder's pictures (at most 224), and 224 otherwise.
         patch_size: of a vision transformer; None for 4, 8 or 16, by the image size.
         learning_rate: for a batch of 256; None for the paper's.
         precision: `"float32"`, `"mixed_bfloat16"` or `"mixed_float16"`.

@@ -6,10 +6,11 @@ import pathlib
 from pathlib import PurePosixPath
 
 import numpy as np
+from PIL import Image
 
 from keras_ssl.datasets import from_tfds, load_emoji
 from keras_ssl.datasets.folder import FolderImages
-from keras_ssl.datasets.sources import ARCHIVE_SUFFIXES, label_by_folder
+from keras_ssl.datasets.sources import ARCHIVE_SUFFIXES, find_images, label_by_folder
 from keras_ssl.evaluation import label_fraction
 
 _TRAIN = ("train", "training", "unlabeled")
@@ -70,10 +71,26 @@ class RunData:
         return f"<{self.name}: {len(self.train)} pictures {side}{test}{classes}>"
 
 
-def default_image_size(source: str) -> int:
-    """32 for the small sets, 224 otherwise."""
+def default_image_size(source: str | os.PathLike) -> int:
+    """32 for the small sets; for a folder what its pictures have, at most 224; 224 otherwise.
+
+    The middle one of the shorter sides of up to 64 pictures, cut to a multiple of 16 pixels: small
+    pictures that are made large cost much time and gain no detail.
+    """
     name = os.path.basename(os.fspath(source)).lower()
-    return 32 if name == "emoji" or name.startswith("cifar") else 224
+    if name == "emoji" or name.startswith("cifar"):
+        return 32
+    path = pathlib.Path(source).expanduser()
+    if not path.is_dir():
+        return 224
+    files, sides = find_images(path, None, 0).sources, []
+    for file in files[:: max(1, len(files) // 64)]:
+        try:
+            with Image.open(file) as picture:  # reads the header only
+                sides.append(min(picture.size))
+        except OSError:  # is named when the pictures are read
+            continue
+    return min(224, max(16, int(np.median(sides)) // 16 * 16)) if sides else 224
 
 
 def load_data(
@@ -96,8 +113,8 @@ def load_data(
 
     Args:
         source: what to load.
-        image_size: side in pixels; None for 32 with emoji and CIFAR, else 224. Pictures are
-            cropped to a square and resized.
+        image_size: side in pixels; None for `default_image_size`: 32 with emoji and CIFAR, that
+            of a folder's pictures, at most 224. Pictures are cropped to a square and resized.
         holdout: share of each class that is held out where the data has no own part for it.
         seed: which ones are held out.
         memory_gb: more than that is not read into memory but decoded when it is needed.
@@ -151,8 +168,6 @@ def _keras_dataset(name, size):
 
 
 def _resized(images, size):
-    from PIL import Image
-
     if images.shape[1:3] == (size, size):
         return images
     resized = (Image.fromarray(image).resize((size, size)) for image in images)
