@@ -46,7 +46,8 @@ def build(image_shape, args):
         text_encoder,
         projection_dim=128,
         tokenizer=tokenizer,
-        # The class token, the paper's choice, hardly hears the words of a fresh and narrow BERT.
+        # The class token, the paper's choice, hardly hears the words of a fresh and narrow BERT:
+        # two names have a cosine of 0.9999 there, 0.91 in the mean of their words.
         text_pooling="mean",
         temperature=0.07,  # from 1, as the paper has it, a short run does not get there
         augmenter=views(image_shape, args.seed),
