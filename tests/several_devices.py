@@ -32,7 +32,8 @@ from keras_ssl.models import ALIGN, CLIP, SigLIP
 from keras_ssl.optimizers import LARS, AdamW
 from keras_ssl.training.replicas import process_share
 
-STEPS, BATCH = 3, 16
+STEPS, BATCH, MICRO_BATCH = 3, 16, 4
+ZERO = 5e-5  # of the largest gradient: what rounding leaves of one that is zero
 TWICE = ("simclr",)  # on two devices and on eight
 SHARDED = ("mae", "dino")  # with the transformer's weights shared among devices too
 
@@ -84,6 +85,7 @@ METHODS = {
     "mae": lambda: toy.mae(toy.vit(num_layers=1), augmenter=_one_view()),
     "simclr": lambda: toy.simclr(toy.vit(num_layers=1), augmenter=toy.crops()),
     "simclr_bank": lambda: toy.simclr(_convolutional(), augmenter=toy.crops(), memory_bank_size=20),
+    "simclr_cached": lambda: toy.simclr(toy.vit(num_layers=1), augmenter=toy.crops()),
     "moco": lambda: toy.moco(momentum=0.9),
     "moco_batch_norm": lambda: toy.moco(_convolutional(), momentum=0.9, batch_norm_groups=2),
     "moco_v3": lambda: toy.moco_v3(momentum=0.9),
@@ -98,6 +100,7 @@ METHODS = {
         separate_head=True,
     ),
     "clip": lambda: CLIP(toy.vit(num_layers=1), _text(), 8, tokenizer=None, seed=1),
+    "clip_cached": lambda: CLIP(toy.vit(num_layers=1), _text(), 8, tokenizer=None, seed=1),
     "siglip": lambda: SigLIP(
         toy.vit(num_layers=1, use_class_token=False),
         _text(causal=False),
@@ -122,7 +125,7 @@ def data_of(method: str):
     if method in PREPARED:
         return PreparedViews(method)
     pictures = toy.images(BATCH, size=20)
-    if method not in ("clip", "siglip", "align"):
+    if not method.startswith(("clip", "siglip", "align")):
         return pictures
     # Some captions are missing and some are equal.
     rng = np.random.default_rng(0)
@@ -134,12 +137,17 @@ def data_of(method: str):
 
 
 # Views are drawn inside the step here; everywhere on PyTorch, which compiles nothing.
-DRAWN = ("mae", "moco", "moco_batch_norm", "dinov2", "clip", "siglip", "align")
+DRAWN = ("mae", "moco", "moco_batch_norm", "dinov2", "clip", "clip_cached", "siglip", "align")
 PREPARED = () if keras.backend.backend() == "torch" else {*METHODS} - {*DRAWN}
 
 
 def trained(method: str, scope=contextlib.nullcontext) -> dict:
-    """Losses, start and end of every variable of a run of three steps."""
+    """Losses, start and end of every variable of a run of three steps, and the first gradient.
+
+    That is what the optimizer's momentum holds after one step: for SGD minus the learning rate
+    times the gradient, without the rounding that weights would add; for AdamW a tenth of what
+    clipping left of it; for LARS what decay and trust ratio made of it.
+    """
     keras.utils.set_random_seed(0)
     with scope():
         model = METHODS[method]()
@@ -150,12 +158,26 @@ def trained(method: str, scope=contextlib.nullcontext) -> dict:
             model.reset_teacher()
         # XLA compiles for one device only on TensorFlow: the same kernels in both runs.
         jit = "auto" if keras.backend.backend() == "jax" else False
-        model.compile(OPTIMIZERS.get(method, _sgd)(), jit_compile=jit)
+        options = {"micro_batch_size": MICRO_BATCH} if method.endswith("cached") else {}
+        model.compile(OPTIMIZERS.get(method, _sgd)(), jit_compile=jit, **options)
     start = [toy.to_numpy(v).copy() for v in model.variables]
-    batch_size = None if method in PREPARED else BATCH
-    history = model.fit(data_of(method), batch_size=batch_size, epochs=STEPS, verbose=0)
+    gradients = []
+
+    def keep(epoch, logs):
+        if epoch == 0:
+            slots = [v for v in model.optimizer.variables if "momentum" in v.path]
+            gradients.extend(toy.to_numpy(v).copy() for v in slots)
+
+    history = model.fit(
+        data_of(method),
+        batch_size=None if method in PREPARED else BATCH,
+        epochs=STEPS,
+        callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=keep)],
+        verbose=0,
+    )
     return {
         "loss": np.array(history.history["loss"], "float64"),
+        "gradients": gradients,
         "paths": [v.path for v in model.variables],
         "trainable": [v.trainable for v in model.variables],
         "start": start,
@@ -192,7 +214,34 @@ def distance(one: dict, many: dict) -> dict:
         result[f"{kind}_worst"] = wrong or worst[1]
         result[f"{kind}_move"] = largest
     result["losses"] = one["loss"].tolist()
-    return result
+    return {**result, **_first_gradients(one, many)}
+
+
+def _first_gradients(one: dict, many: dict) -> dict:
+    """The largest difference of a variable's first gradient, relative to that gradient's norm.
+
+    Apart from those that are zero but for rounding, by their root mean square: `no_gradient`.
+    """
+    paths = [path for path, kept in zip(one["paths"], one["trainable"], strict=True) if kept]
+    pairs = [
+        (np.asarray(a, "float64"), np.asarray(b, "float64"))
+        for a, b in zip(one["gradients"], many["gradients"], strict=True)
+    ]
+    sizes = [float(np.sqrt(np.mean(a**2))) for a, _ in pairs]
+    named = list(zip(sizes, paths, pairs, strict=True))
+    gaps = [
+        (float(np.linalg.norm(a - b) / np.linalg.norm(a)), path)
+        for size, path, (a, b) in named
+        if size > ZERO * max(sizes)
+    ]
+    return {
+        "gradients": max(gaps)[0],
+        "gradients_worst": max(gaps)[1],
+        "compared": len(gaps),
+        "no_gradient": {
+            path: size / max(sizes) for size, path, _ in named if size <= ZERO * max(sizes)
+        },
+    }
 
 
 def _sgd():
@@ -240,26 +289,31 @@ def refusals(scope=contextlib.nullcontext) -> dict:
     return {"refused": messages}
 
 
-def on_jax(methods):
+def on_jax(methods, whole):
+    """On eight devices; some on two as well, and some with divided weights on two by two. The
+    suite takes one of these for each method: two devices, divided weights, or else eight."""
     distribution = keras.distribution
     devices = distribution.list_devices()
     for method in methods:
         distribution.set_distribution(None)
         one = attempt(method)
-        for count in (2, 8) if method in TWICE else (8,):
+        counts = (2, 8) if method in TWICE else (8,)
+        if not whole:
+            counts = () if method in SHARDED else counts[:1]
+        for count in counts:
             distribution.set_distribution(distribution.DataParallel(devices=devices[:count]))
             yield method, f"{count} devices", one, attempt(method)
-        if method == methods[0]:
-            yield "refusals", f"{count} devices", one, refusals()
         if method in SHARDED:
             mesh = distribution.DeviceMesh((2, 2), ["batch", "model"], devices[:4])
             distribution.set_distribution(
                 distribution.ModelParallel(layout_map=vit_layout_map(mesh), batch_dim_name="batch")
             )
             yield method, "2 x 2 devices", one, attempt(method)
+    distribution.set_distribution(distribution.DataParallel(devices=devices[:8]))
+    yield "refusals", "8 devices", {}, refusals()
 
 
-def on_tensorflow(methods):
+def on_tensorflow(methods, whole):
     import tensorflow as tf
 
     cpu = tf.config.list_physical_devices("CPU")[0]
@@ -271,7 +325,7 @@ def on_tensorflow(methods):
     yield "refusals", "2 replicas", {}, refusals(strategy.scope)
 
 
-def on_torch(methods):
+def on_torch(methods, whole):
     """This process trains alone, then together with another that runs the same program."""
     import torch.distributed as distributed
 
@@ -297,10 +351,10 @@ def on_torch(methods):
         raise RuntimeError(f"The other process ended with {other.returncode}.")
 
 
-def main(methods):
+def main(methods, whole=True):
     start = time.time()
     run = {"jax": on_jax, "tensorflow": on_tensorflow, "torch": on_torch}[keras.backend.backend()]
-    for method, devices, one, many in run(methods):
+    for method, devices, one, many in run(methods, whole):
         line = {"method": method, "devices": devices, "seconds": round(time.time() - start, 1)}
         error = one.get("error") or many.get("error")
         if method == "refusals":
@@ -311,4 +365,5 @@ def main(methods):
 
 
 if __name__ == "__main__":
-    main(sorted(METHODS) if sys.argv[1:] == ["all"] else sys.argv[1:] or CHOSEN)
+    named = sorted(METHODS) if sys.argv[1:] == ["all"] else sys.argv[1:]
+    main(named or CHOSEN, whole=bool(named))

@@ -129,7 +129,12 @@ def scope_of(model):
 
 
 def compile_options(model, options: dict) -> dict:
-    """Options of `compile` as several replicas need them: TensorFlow's XLA compiles for one."""
+    """Options of `compile` as several replicas need them: TensorFlow's XLA compiles for one.
+
+    Raises:
+        ValueError: TensorFlow's strategy of several hosts, or XLA under any of its strategies.
+    """
+    _refuse_several_tensorflow_hosts(model)
     if _BACKEND != "tensorflow" or shares_of_a_batch(model) == 1:
         return options
     if options.get("jit_compile", "auto") not in ("auto", False):
@@ -138,6 +143,26 @@ def compile_options(model, options: dict) -> dict:
             f"Received: jit_compile={options['jit_compile']}"
         )
     return {**options, "jit_compile": False}
+
+
+def _refuse_several_tensorflow_hosts(model) -> None:
+    """Keras' fit fails there before the first step, with an error about tensors' types."""
+    if _BACKEND != "tensorflow":
+        return
+    import tensorflow as tf
+
+    strategy = model.distribute_strategy
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return
+    cluster = strategy.cluster_resolver.cluster_spec().as_dict()
+    hosts = sum(len(tasks) for tasks in cluster.values())
+    if hosts > 1:
+        raise ValueError(
+            "Keras 3 does not train under MultiWorkerMirroredStrategy. Use "
+            "tf.distribute.MirroredStrategy on one host; for several hosts the PyTorch backend "
+            "(torchrun) or the JAX backend (keras.distribution.initialize). "
+            f"Received: strategy={type(strategy).__name__} of {hosts} hosts"
+        )
 
 
 def check(model, batch_size: int) -> None:
