@@ -164,7 +164,7 @@ class Material:
         Embeddings(rng.random((4, 3), "float32"), list("abcd")).save(self.folder / "e.npz")
         self.embeddings = (self.folder / "e.npz").read_bytes()
         self.images = list(self._images(rng))
-        self.archives = {".zip": [self._zip()], ".tar.gz": [self._tar()]}
+        self.archives = {".zip": [self._zip()], ".tar.gz": [self._tar(), b"\x1f\x8b\x08"]}
         self.log = "epoch,loss,knn_top1\n1,2.5,nan\n2,2.25,0.5\n"
 
     @staticmethod

@@ -2,9 +2,11 @@
 
 import dataclasses
 import io
+import lzma
 import os
 import tarfile
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -123,6 +125,11 @@ def _walk(root):
     return entries
 
 
+# What the standard library says of broken archives; TypeError of a .tar.gz of three bytes.
+_BROKEN_ARCHIVE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
+_BROKEN_ARCHIVE += (EOFError, OSError, RuntimeError, TypeError)
+
+
 def _read_archive(path, max_bytes):
     """{name: content} of the images in an archive, and {name: b""} of other files.
 
@@ -151,7 +158,7 @@ def _read_archive(path, max_bytes):
                         f"Received: path={path}, max_bytes={max_bytes}"
                     )
             entries[name] = content
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, RuntimeError) as error:
+    except _BROKEN_ARCHIVE as error:
         raise ValueError(
             f"The archive cannot be read: {error or type(error).__name__}. Received: path={path}"
         ) from error
