@@ -266,22 +266,33 @@ def attempt(*args):
         return {"error": traceback.format_exc()}
 
 
-# What several devices cannot do as one does: optimizer, batch, and a word of the message.
-REFUSED = {"multiple": (keras.optimizers.SGD, BATCH - 1)}
+# What several devices cannot do as one does: a word of the message, and the options of `compile`,
+# the batch and the model.
+_SGD = keras.optimizers.SGD
+REFUSED = {"multiple": (lambda: {"optimizer": _SGD()}, BATCH - 1, toy.simsiam)}
 if keras.backend.backend() == "tensorflow":
-    sgd = keras.optimizers.SGD
-    REFUSED["gradient_accumulation_steps"] = (lambda: sgd(gradient_accumulation_steps=2), BATCH)
-    REFUSED["global_clipnorm"] = (lambda: sgd(global_clipnorm=1.0), BATCH)
-    REFUSED["mixed_bfloat16"] = (lambda: keras.optimizers.LossScaleOptimizer(sgd()), BATCH)
+    for name, optimizer in {
+        "gradient_accumulation_steps": lambda: _SGD(gradient_accumulation_steps=2),
+        "global_clipnorm": lambda: _SGD(global_clipnorm=1.0),
+        "mixed_bfloat16": lambda: keras.optimizers.LossScaleOptimizer(_SGD()),
+    }.items():
+        REFUSED[name] = (lambda make=optimizer: {"optimizer": make()}, BATCH, toy.simsiam)
+if keras.backend.backend() == "torch":
+    # Stochastic depth draws for the rows of whole batches.
+    REFUSED["micro_batch_size"] = (
+        lambda: {"optimizer": _SGD(), "micro_batch_size": MICRO_BATCH},
+        BATCH,
+        lambda: toy.simclr(toy.vit(drop_path_rate=0.5), augmenter=toy.crops()),
+    )
 
 
 def refusals(scope=contextlib.nullcontext) -> dict:
     """What a run that cannot be right says, by the word that should be in it."""
     messages = {}
-    for word, (optimizer, batch_size) in REFUSED.items():
+    for word, (options, batch_size, make) in REFUSED.items():
         with scope():
-            model = toy.simsiam()
-            model.compile(optimizer())
+            model = make()
+            model.compile(**options())
         try:
             model.fit(toy.images(BATCH), batch_size=batch_size, verbose=0)
         except ValueError as error:
