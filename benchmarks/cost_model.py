@@ -258,7 +258,7 @@ PUBLISHED = {
     "CLIP ViT-L/14, 32 epochs of 400 M pairs": ("v100", 256 * 12 * 24),
     "DINOv2 ViT-g/14, 625,000 steps of 3072": ("a100", 22_016),
 }
-UTILIZATION = 0.4  # of the peak, as such models reach on both
+UTILIZATION = 0.4  # of the peak: an assumption, not measured on these devices
 
 
 def papers():
