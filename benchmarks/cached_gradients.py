@@ -13,9 +13,8 @@ import json
 import os
 import subprocess
 import sys
-import time
 
-from memory import allotted, resident
+from memory import allotted, environment, growth
 
 WAYS = {
     "CLIP, whole": ("CLIP", None),
@@ -55,30 +54,22 @@ def measure(way: str, batch: int) -> dict:
 
     model, data = make(*WAYS[way], batch)
     model.train_on_batch(data)
-    before, begin = resident(), time.perf_counter()
-    with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
-        file.write("5")  # the peak so far is forgotten (Linux)
-    model.train_on_batch(data)
-    seconds = time.perf_counter() - begin
-    with open("/proc/self/status", encoding="ascii") as status:
-        peak = next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM"))
+    found = growth(lambda: model.train_on_batch(data))
     if keras.backend.backend() == "jax":
-        return {"megabytes": allotted(model, data), "seconds": seconds}
-    return {"megabytes": peak - before, "seconds": seconds}
+        found["megabytes"] = allotted(model, data)
+    return found
 
 
 def run(batches=BATCHES) -> None:
     """Every case in a process of its own; prints the table."""
     backend = os.environ.get("KERAS_BACKEND", "tensorflow")
-    # Freed arrays go back to the system at once, so that what is resident is what is needed.
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**16), "TF_ENABLE_ONEDNN_OPTS": "0"}
     print(f"MB (seconds) of a step, {backend}")
     print(f"{'batch':24}" + "".join(f"{batch:>16}" for batch in batches))
     for way in WAYS:
         print(f"{way:24}", end="", flush=True)
         for batch in batches:
             command = [sys.executable, __file__, "--way", way, "--batches", str(batch)]
-            done = subprocess.run(command, env=environment, capture_output=True, text=True)
+            done = subprocess.run(command, env=environment(), capture_output=True, text=True)
             text = "failed"
             if not done.returncode:
                 found = json.loads(done.stdout.splitlines()[-1])

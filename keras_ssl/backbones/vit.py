@@ -1,5 +1,7 @@
 """One vision transformer for every method: MAE, MoCo v3, DINO, DINOv2 and what follows them."""
 
+import functools
+
 import keras
 import keras_hub
 import numpy as np
@@ -219,30 +221,25 @@ class ViTBackbone(keras_hub.models.Backbone, metaclass=SubclassedModelType):
             mlp_dim = int(hidden_dim * mlp_ratio)
             if ffn == "swiglu":
                 mlp_dim = (int(mlp_dim * 2 / 3) + 7) // 8 * 8
-        names = [f"block_{i}" for i in range(num_layers)]
-        scope = keras.RematScope(
-            mode="list_of_layers" if rematerialize else None, layer_names=names
-        )
-        with scope:
-            self.blocks = [
-                TransformerBlock(
-                    num_heads,
-                    mlp_dim,
-                    ffn=ffn,
-                    activation=activation,
-                    qkv_bias=qkv_bias,
-                    layer_scale_init=layer_scale_init,
-                    drop_path_rate=drop_path_rate
-                    * (1 if drop_path_uniform else i / max(1, num_layers - 1)),
-                    drop_path_subset=drop_path_subset,
-                    layer_norm_epsilon=layer_norm_epsilon,
-                    qkv_initializer=init["qkv"],
-                    kernel_initializer=init["kernel"],
-                    dtype=policy,
-                    name=names[i],
-                )
-                for i in range(num_layers)
-            ]
+        self.blocks = [
+            TransformerBlock(
+                num_heads,
+                mlp_dim,
+                ffn=ffn,
+                activation=activation,
+                qkv_bias=qkv_bias,
+                layer_scale_init=layer_scale_init,
+                drop_path_rate=drop_path_rate
+                * (1 if drop_path_uniform else i / max(1, num_layers - 1)),
+                drop_path_subset=drop_path_subset,
+                layer_norm_epsilon=layer_norm_epsilon,
+                qkv_initializer=init["qkv"],
+                kernel_initializer=init["kernel"],
+                dtype=policy,
+                name=f"block_{i}",
+            )
+            for i in range(num_layers)
+        ]
         for block in self.blocks:
             block.build((None, None, hidden_dim))
         self.pre_norm = self.norm = None
@@ -465,7 +462,6 @@ class ViTBackbone(keras_hub.models.Backbone, metaclass=SubclassedModelType):
         if self.pre_norm is not None:
             x = self.pre_norm(x)
         attention, intermediate = [], []
-        # Not passed as False: rematerialisation on JAX would turn it into a traced array.
         flags = {"return_attention": True} if return_attention else {}
         rotary = self.rotary(*images.shape[1:3], visible_indices)
         if rotary is not None:
@@ -474,7 +470,12 @@ class ViTBackbone(keras_hub.models.Backbone, metaclass=SubclassedModelType):
         for i, block in enumerate(self.blocks):
             if draws is not None:
                 flags["drop_path_draws"] = draws[i]
-            x = block(x, training=training, **flags)
+            run = functools.partial(block, training=training, **flags)
+            if self.rematerialize and training and not return_attention:
+                # Not `keras.RematScope`: in a compiled step, TensorFlow recomputes what takes
+                # tensors by position alone, and JAX makes arrays of flags.
+                run = keras.remat(run)
+            x = run(x)
             if return_attention:
                 x, weights = x
                 attention.append(weights)
