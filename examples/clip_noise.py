@@ -1,14 +1,21 @@
 """Lesson: wrong captions. CLIP with 0 to 50 % of its captions shuffled, and ALIGN's claims.
 
-ALIGN's paper says that scale makes up for noise, and smooths the targets by 0.1. So: CLIP's loss
-and ALIGN's with a share of the captions given to other pictures, and CLIP on a third of the
-pictures without noise. Encoders, views, optimizer and steps are the same for all of them.
+CLIP's loss, and ALIGN's (targets smoothed by 0.1), with a share of the captions given to other
+pictures; and CLIP on a third of the pictures without noise. Encoders, views and steps are the same.
 
 Paper: Jia et al., Scaling Up Visual and Vision-Language Representation Learning With Noisy Text
 Supervision, 2021, sections 3, 4.1 and 6.
 Data: the shipped emoji; style and concepts held out as in clip.py.
-Command: KERAS_BACKEND=tensorflow python examples/clip_noise.py (16 minutes of one core)
-Result: not measured yet.
+Command: KERAS_BACKEND=tensorflow python examples/clip_noise.py (nine minutes of one core)
+Result, zero-shot top-1 of 1,678 names / Recall@1 to the other style for things never seen:
+
+    wrong captions              0 %             25 %            50 %
+    CLIP                        10.4 / 22.4 %   5.2 / 15.5 %    1.8 / 12.8 %
+    ALIGN's loss                12.0 / 20.9 %   4.6 / 16.1 %    2.0 / 11.9 %
+    CLIP on a third              9.1 / 22.4 %
+
+The paper says that scale makes up for noise. Not here: a third of the pictures with clean captions
+beats all of them with 25 % wrong. Smoothing helps less against noise than one seed can show.
 """
 
 import argparse
