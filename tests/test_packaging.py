@@ -98,7 +98,7 @@ def test_installed_in_a_clean_environment(wheel, train_zoo, tmp_path):
 def test_what_ships_is_small_and_has_a_card():
     """What is there, how large it is, and that the cards say what was measured."""
     shipped = keras_ssl.list_presets()
-    methods = "MAE DINO DINOv2 SimCLR MoCo MoCoV3 BYOL SimSiam BarlowTwins VICReg CLIP SigLIP"
+    methods = "MAE DINO DINOv2 SimCLR MoCo MoCoV3 BYOL SimSiam BarlowTwins VICReg CLIP SigLIP ALIGN"
     assert {about["method"] for about in shipped.values()} >= set(methods.split())
     total = 0
     for name, about in shipped.items():

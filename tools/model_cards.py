@@ -103,6 +103,8 @@ def card(facts, entry):
     """The page of one preset; the recipe's docstring says what the method is."""
     with open(os.path.join(EXAMPLES, f"{entry.recipe}.py"), encoding="utf-8") as file:
         doc = ast.get_docstring(ast.parse(file.read())).splitlines()
+    paper = next(i for i, line in enumerate(doc) if line.startswith("Paper:"))
+    end = next(i for i, line in enumerate(doc) if line.startswith("Data:"))
     rows = [
         f"| {NAMES[name]} | {percent(facts['pixels'].get(name))} "
         f"| {percent(facts['untrained'][name])} | **{percent(value)}** |"
@@ -114,7 +116,7 @@ def card(facts, entry):
     return CARD.format(
         **{key: facts[key] for key in ("name", "method", "seed", "minutes", "recipe", "backend")},
         **facts["parameters"],
-        doc=f"{doc[0]} {next(line for line in doc if line.startswith('Paper:'))}",
+        doc=" ".join([doc[0], *doc[paper:end]]),
         network=entry.network,
         data=data,
         megabytes=facts["bytes"] / 1e6,
