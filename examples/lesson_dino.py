@@ -1,7 +1,7 @@
 """Lesson: why DINO does not collapse. The same run without one of its parts, on 32-pixel emoji.
 
 Paper: Caron et al., Emerging Properties in Self-Supervised Vision Transformers, 2021, section 5.3
-and figure 7. (What the slow teacher is for: lesson_dino_teacher.py.)
+and figure 7. (Teacher beside student: lesson_dino_teacher.py.)
 Data: one style of the shipped emoji, 1,321 pictures.
 Command: KERAS_BACKEND=tensorflow python examples/lesson_dino.py (five minutes of one core)
 Result after 20 epochs (400 steps), curves in docs/images/lesson_dino.png:
@@ -12,8 +12,6 @@ Result after 20 epochs (400 steps), curves in docs/images/lesson_dino.png:
 | without sharpening  | 5.55 = log 256   | 0.00: uniform | 18 %              |
 | teacher by gradient | swings, 0 to 5.5 | up to 14      | 100 %             |
 """
-
-import argparse
 
 import keras
 import numpy as np
@@ -45,6 +43,7 @@ class GradientTeacher(DINO):
 # The paper's head has no batch normalisation, which by itself works against collapse.
 OPTIONS = dict(output_dim=256, num_local_views=2, head_batch_norm=False)
 OPTIONS |= dict(teacher_temperature=0.04, warmup_teacher_temperature=0.04)
+EPOCHS = 20
 LESSONS = {
     "DINO": (DINO, {}),
     "without centring": (DINO, {"center_momentum": 1.0}),
@@ -66,34 +65,34 @@ def largest(model, images):
     return np.bincount(ops.convert_to_numpy(winners)).max() / len(images)
 
 
-def run(name, train, test, args):
-    keras.utils.set_random_seed(0)
-    backbone = keras_ssl.backbones.ViTBackbone(
-        (32, 32, 3), 8, 96, 3, 3, position_embedding="sincos", initializer="mae"
-    )
+def build(name="DINO", seed=0):
+    keras.utils.set_random_seed(seed)
+    options = dict(position_embedding="sincos", initializer="mae")
+    backbone = keras_ssl.backbones.ViTBackbone((32, 32, 3), 8, 96, 3, 3, **options)
     method, changes = LESSONS[name]
-    model = method.small(backbone, seed=0, **{**OPTIONS, **changes})
+    model = method.small(backbone, seed=seed, **{**OPTIONS, **changes})
     model.compile(learning_rate=4e-3)
+    return model
 
+
+def run(name, train, test):
+    model = build(name)
     watch = keras.callbacks.LambdaCallback(
         on_epoch_end=lambda _, logs: logs.update(largest_prototype=largest(model, test.images))
     )
-    fit = model.fit(train.images, batch_size=64, epochs=args.epochs, verbose=0, callbacks=[watch])
+    fit = model.fit(train.images, batch_size=64, epochs=EPOCHS, verbose=0, callbacks=[watch])
     print(name, {key: np.round(fit.history[key], 3).tolist() for key in CURVES}, flush=True)
     return fit.history
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--epochs", type=int, default=20)
-    args = parser.parse_args()
     emoji = keras_ssl.datasets.load_emoji(styles="noto", image_size=32, background=(255, 255, 255))
     train, test = emoji.split(test_fraction=0.2, seed=0)
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
     for name in LESSONS:
-        history = run(name, train, test, args)
+        history = run(name, train, test)
         for axis, key in zip(axes, CURVES, strict=True):
-            axis.plot(range(1, args.epochs + 1), history[key], label=name)
+            axis.plot(range(1, EPOCHS + 1), history[key], label=name)
             axis.set(title=CURVES[key], xlabel="epoch")
     axes[1].set_yscale("symlog", linthresh=0.1)
     axes[0].legend(fontsize=8)

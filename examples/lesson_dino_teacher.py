@@ -1,13 +1,15 @@
-"""Lesson: DINO's teacher is better than its student while both learn; that is what it teaches with.
+"""Lesson: is DINO's teacher better than its student? In the paper yes, in a short run no.
 
-The teacher is the average of the students of the last hundred steps or so. Nothing is trained on
-labels: they are only used to look, by k-NN on the features of both networks.
+The teacher is the average of the students of the last hundred steps or so: steadier, but behind
+while every step still helps. Nothing is trained on labels: they are only used to look, by k-NN on
+the features of both networks after every epoch.
 
 Paper: Caron et al., Emerging Properties in Self-Supervised Vision Transformers, 2021, section 5.2
-and figure 6.
-Data: CIFAR-10, a folder or archive with train/ and test/.
-Command: KERAS_BACKEND=tensorflow python examples/lesson_dino_teacher.py --data cifar10.tar.gz
-Result: the accuracy of both after every epoch, and the curves as a picture, in `--output`.
+and figure 6, where the teacher leads throughout (100 epochs of ImageNet).
+Data: every second of the 7,451 emoji of 32 pixels; all of them and 2,046 others are looked at.
+Command: KERAS_BACKEND=tensorflow python examples/lesson_dino_teacher.py (two minutes of one core)
+Result after 580 steps: k-NN 48.0 % of the student, 47.4 % of the teacher, 45.4 % untrained; the
+teacher is ahead at 2 of 10 looks, and 0.7 points behind on average.
 """
 
 import argparse
@@ -16,7 +18,7 @@ import os
 
 import keras
 from common import load
-from dino import build
+from lesson_dino import build
 from watching import plt
 
 from keras_ssl.evaluation import KNNProtocol
@@ -58,11 +60,6 @@ class Look(keras.callbacks.Callback):
         print(row, flush=True)
 
 
-def some(rows, count):
-    """Every n-th row: folders come class after class."""
-    return rows[:: max(1, len(rows) // count)]
-
-
 def draw(rows, path):
     figure, axes = plt.subplots(figsize=(5, 3.2), layout="constrained")
     for who in ("teacher", "student"):
@@ -74,20 +71,15 @@ def draw(rows, path):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", required=True, help="folder or archive with train/ and test/")
-    parser.add_argument("--pictures", type=int, default=3000, help="to train with")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", default="runs/lesson_dino_teacher")
     args = parser.parse_args()
     os.makedirs(args.output, exist_ok=True)
-    keras.utils.set_random_seed(args.seed)
-    data = load(args.data)
-    images = some(data.train[0], args.pictures)
-    bank, test = ([some(part, 5000) for part in pair] for pair in (data.train, data.test))
-    model = build(images.shape[1:], args)
-    look = Look(bank, test)
-    model.fit(images, batch_size=64, epochs=args.epochs, verbose=0, callbacks=[look])
+    data = load("emoji")
+    model = build(seed=args.seed)
+    look = Look(data.train, data.test)
+    model.fit(data.train[0][::2], batch_size=64, epochs=args.epochs, verbose=0, callbacks=[look])
     looks = look.rows[1:]
     better = sum(row["teacher"] > row["student"] for row in looks)
     mean = 100 * sum(row["teacher"] - row["student"] for row in looks) / len(looks)
