@@ -3,6 +3,7 @@
 import io
 import re
 import sys
+import time
 import types
 
 import keras
@@ -122,11 +123,13 @@ def test_tensorboard_shows_curves_pictures_and_embeddings(tmp_path):
     views = ViewsPlot(images[:2], tmp_path / "pictures", zoom=1)
     board = TensorBoardLog(tmp_path / "board", [views], images[:5], list("abcde"))
     model = toy.mae()
+    start = time.time()
     history = model.fit(images, batch_size=12, epochs=2, verbose=0, callbacks=[views, board])
     events = EventAccumulator(str(tmp_path / "board")).Reload()
     losses = events.Scalars("loss")
     np.testing.assert_allclose([e.value for e in losses], history.history["loss"], rtol=1e-6)
     assert [e.step for e in losses] == [1, 2]
+    assert start < losses[0].wall_time < losses[1].wall_time < time.time()  # the axis of hours
     pictures = events.Images("views")
     assert [e.step for e in pictures] == [1, 2]
     assert pictures[1].encoded_image_string == views.path.read_bytes()

@@ -3,6 +3,7 @@
 import math
 import os
 import pathlib
+import time
 
 import keras
 import numpy as np
@@ -75,7 +76,8 @@ class TensorBoardLog(keras.callbacks.Callback):
             if plot.path is not None and plot.path != self._written.get(plot.name):
                 self._written[plot.name] = plot.path
                 values.append(self._picture(plot))
-        self._writer.add_event(self._event(step=epoch + 1, summary=self._summary(value=values)))
+        summary = self._summary(value=values)
+        self._writer.add_event(self._event(wall_time=time.time(), step=epoch + 1, summary=summary))
         self._writer.flush()
 
     def _picture(self, plot):
