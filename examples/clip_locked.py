@@ -7,7 +7,15 @@ Paper: Zhai et al., LiT: Zero-Shot Transfer with Locked-image Text Tuning, 2022.
 Data: the shipped emoji, style and concepts held out as in clip.py; the shipped preset
 `simclr_resnet_cifar10`.
 Command: KERAS_BACKEND=tensorflow python examples/clip_locked.py (six minutes of one core)
-Result: not measured yet.
+Result, right by name, and picture to picture (Recall@1 to the other style):
+
+    image encoder     names: all 1,678   unseen   pictures: all   unseen
+    locked                      20.1 %   10.1 %          24.1 %   24.8 %
+    unlocked                    26.5 %   11.9 %          32.8 %   32.5 %
+    from scratch                12.6 %    9.3 %          19.7 %   19.4 %
+
+The pretrained start is worth a lot, locking it is not: the paper's image encoders have seen more
+and better pictures than the pairs do, this one CIFAR-10's 32-pixel photographs (one seed each).
 """
 
 import argparse
