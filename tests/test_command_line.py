@@ -347,6 +347,7 @@ def test_convert_a_file_of_weights(place, tmp_path):
     from keras_ssl.converters import to_official
 
     model = runs.load_model(place / "run")
+    model.pooling = "token"  # as a file of weights alone is taken
     np.savez(tmp_path / "weights.npz", **to_official(model.backbone, "timm_vit"))
     keras_ssl(
         *("convert", tmp_path / "weights.npz", tmp_path / "preset", "--layout", "timm_vit"),

@@ -52,7 +52,7 @@ def build(config: hf.Config):
         / config.get("decoder_hidden_size", 512),
         mask_ratio=config.get("mask_ratio", 0.75),
         normalize_targets=config.get("norm_pix_loss", False),
-        pooling="token",
+        pooling=config.get("pooling", "token"),  # not a key of theirs
     )
 
 
@@ -81,6 +81,7 @@ def config_of(model) -> dict:
         "decoder_intermediate_size": int(dim * model.decoder_mlp_ratio),
         "mask_ratio": model.mask_ratio,
         "norm_pix_loss": model.normalize_targets,
+        "pooling": model.pooling,
         "attention_probs_dropout_prob": 0.0,
         "hidden_dropout_prob": 0.0,
     }
