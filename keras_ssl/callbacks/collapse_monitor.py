@@ -8,6 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_ssl.evaluation import collapse
+from keras_ssl.training.device import predict_arrays
 
 
 class _Features(keras.Model):
@@ -140,9 +141,8 @@ class CollapseMonitor(keras.callbacks.Callback):
         """
         if self._features is None or self._features.task is not model:
             self._features = _Features(model)
-        outputs = self._features.predict(
-            self._full_batches(), batch_size=self.batch_size, verbose=0
-        )
+        images = self._full_batches()
+        outputs = predict_arrays(self._features, images, self.batch_size, verbose=0)
         outputs = {name: value[: len(self.images)] for name, value in outputs.items()}
         features = outputs["features"]
         self._possible_rank = {"effective_rank": min(features.shape)}

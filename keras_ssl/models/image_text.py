@@ -13,6 +13,7 @@ from keras_ssl.tokenizers import CLIPTokenizer, is_text, tokenize
 from keras_ssl.training import data as data_utils
 from keras_ssl.training.cached_gradients import in_micro_batches
 from keras_ssl.training.cross_device import all_gather, replica_id
+from keras_ssl.training.device import predict_arrays
 
 IMAGE_HEADS = ("projection", "attention", None)
 
@@ -361,9 +362,7 @@ class ImageTextTask(SSLTask):
         batch_size = min(batch_size, max(1, len(ids)))
         ragged = -len(ids) % batch_size  # a full last batch: the step is compiled once
         padded = np.concatenate([ids, ids[:1].repeat(ragged, axis=0)])
-        features = keras.Model.predict(
-            self, {"token_ids": padded}, batch_size=batch_size, verbose=0
-        )
+        features = predict_arrays(self, {"token_ids": padded}, batch_size, verbose=0)
         features = np.asarray(features, "float32")[: len(ids)]
         return _unit(features) if normalize else features
 

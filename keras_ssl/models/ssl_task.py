@@ -13,7 +13,7 @@ from keras_ssl.models import preset_io
 from keras_ssl.training import cross_device, replicas
 from keras_ssl.training import data as data_utils
 from keras_ssl.training.cached_gradients import in_micro_batches
-from keras_ssl.training.device import clear_gradients, with_static_batch
+from keras_ssl.training.device import clear_gradients, predict_arrays, with_static_batch
 from keras_ssl.training.finite_steps import FiniteSteps, StepGuard
 from keras_ssl.training.random import RandomStream
 from keras_ssl.training.subclassed import SubclassedModelType
@@ -447,7 +447,7 @@ class SSLTask(keras_hub.models.Task, metaclass=SubclassedModelType):
         ragged = -len(x) % batch_size
         if ragged:  # a full last batch: the step is compiled once
             x = np.concatenate([x, x[:1].repeat(ragged, axis=0)])
-        embeddings = keras.Model.predict(self, x, batch_size=batch_size, **kwargs)
+        embeddings = predict_arrays(self, x, batch_size, **kwargs)
         return np.asarray(embeddings, "float32")[: len(x) - ragged]
 
     def train_on_batch(self, x, y=None, **kwargs):

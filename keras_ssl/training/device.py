@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 
@@ -52,6 +53,29 @@ def with_static_batch(data, batch_size: int):
         return tf.ensure_shape(tensor, (batch_size, *tensor.shape[1:]))
 
     return keras.tree.map_structure(fixed, data)
+
+
+def predict_arrays(model, x, batch_size: int, **kwargs):
+    """`keras.Model.predict` of arrays whose length is a multiple of `batch_size`.
+
+    On TensorFlow every call of Keras' `predict` makes a data pipeline whose functions stay in
+    memory: 40 KB that an evaluation after every epoch adds up for ever. Without progress bar and
+    callbacks the batches are therefore given one by one.
+
+    Args:
+        model: the Keras model.
+        x: array or dict of arrays.
+        batch_size: samples in a batch.
+        **kwargs: of `keras.Model.predict`.
+    """
+    one_by_one = keras.backend.backend() == "tensorflow" and kwargs == {"verbose": 0}
+    if not one_by_one or model.distribute_strategy.num_replicas_in_sync > 1:
+        return keras.Model.predict(model, x, batch_size=batch_size, **kwargs)
+    outputs = []
+    for start in range(0, len(keras.tree.flatten(x)[0]), batch_size):
+        batch = keras.tree.map_structure(lambda a, start=start: a[start : start + batch_size], x)
+        outputs.append(keras.Model.predict_on_batch(model, batch))
+    return keras.tree.map_structure(lambda *parts: np.concatenate(parts), *outputs)
 
 
 def in_chunks(function: Callable, tensors: Any, size: int) -> Any:
