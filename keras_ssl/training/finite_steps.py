@@ -165,6 +165,9 @@ class FiniteSteps(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         self._look_at = self.every
+        # Kept for the batches, which may end in another thread: on JAX asking a callback for its
+        # model fetches the state of a step, and the one that runs has given it away.
+        self._trained = self.model
 
     def on_train_batch_end(self, batch, logs=None):
         count = logs.pop(_COUNT, None) if logs else None
@@ -172,7 +175,7 @@ class FiniteSteps(keras.callbacks.Callback):
             return
         self._look_at = batch + self.every
         if float(count) > 0:
-            self.model.stop_training = True  # the epoch ends here, and with it the run
+            self._trained.stop_training = True  # the epoch ends here, and with it the run
 
     def on_epoch_end(self, epoch, logs=None):
         _, count, first, in_data = ops.convert_to_numpy(self.guard.tally.values)
