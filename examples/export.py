@@ -40,10 +40,10 @@ def run_file(format: str, path: str, images: np.ndarray) -> np.ndarray:
         return program.serve(images).numpy()
     if format == "litert":
         if keras.backend.backend() == "tensorflow":
-            from tensorflow.lite import Interpreter
+            from tensorflow import lite as interpreter
         else:
-            from ai_edge_litert.interpreter import Interpreter
-        run = Interpreter(model_path=path).get_signature_runner()
+            from ai_edge_litert import interpreter
+        run = interpreter.Interpreter(model_path=path).get_signature_runner()
         return next(iter(run(**dict.fromkeys(run.get_input_details(), images)).values()))
     if format == "onnx":
         import onnxruntime
