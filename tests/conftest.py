@@ -1,6 +1,8 @@
 """Settings for every test, made before any backend is imported."""
 
+import importlib
 import os
+import sys
 
 import hypothesis
 import pytest
@@ -22,3 +24,16 @@ def seeded():
     import keras
 
     keras.utils.set_random_seed(0)
+
+
+@pytest.fixture(scope="module")
+def example():
+    """Imports a script of the examples; afterwards they are as if never imported."""
+    folder = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "examples")
+    sys.path.insert(0, folder)
+    before = set(sys.modules)
+    yield importlib.import_module
+    sys.path.remove(folder)
+    for name in set(sys.modules) - before:
+        if os.path.dirname(getattr(sys.modules[name], "__file__", None) or "") == folder:
+            del sys.modules[name]

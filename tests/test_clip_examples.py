@@ -1,8 +1,6 @@
 """CLIP's recipe and lessons on a few small pictures: they run, and keep to what they promise."""
 
-import importlib
 import json
-import os
 import sys
 
 import numpy as np
@@ -10,32 +8,18 @@ import pytest
 
 import keras_ssl
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-
 
 @pytest.fixture(scope="module")
-def lesson():
-    """Imports a script of the examples."""
-    sys.path.insert(0, os.path.join(ROOT, "examples"))
-    before = set(sys.modules)
-    yield importlib.import_module
-    sys.path.remove(os.path.join(ROOT, "examples"))
-    for name in set(sys.modules) - before:
-        if name.startswith("clip"):
-            del sys.modules[name]
-
-
-@pytest.fixture(scope="module")
-def trained(lesson, tmp_path_factory):
+def trained(example, tmp_path_factory):
     """The folder that the recipe leaves, its result, its data."""
     folder = tmp_path_factory.mktemp("clip")
     small = "--concepts 50 --size 16 --width 4 --batch-size 16 --epochs 1".split()
     argv, sys.argv = sys.argv, ["clip.py", *small, "--output", str(folder)]
     try:
-        result = lesson("clip").main()
+        result = example("clip").main()
     finally:
         sys.argv = argv
-    return folder, result, lesson("clip_emoji").load(size=16, concepts=50)
+    return folder, result, example("clip_emoji").load(size=16, concepts=50)
 
 
 def test_nothing_held_out_is_in_training(trained):
@@ -49,11 +33,11 @@ def test_nothing_held_out_is_in_training(trained):
         assert set(data.styles[rows]) == {style}
 
 
-def test_the_recipe_leaves_figures_and_a_preset_that_gives_them(trained, lesson):
+def test_the_recipe_leaves_figures_and_a_preset_that_gives_them(trained, example):
     folder, result, data = trained
     assert json.loads((folder / "result.json").read_text()) == result
     model = keras_ssl.models.CLIP.from_preset(str(folder / "preset"))
-    assert lesson("clip_emoji").measure(model, data) == result["CLIP"]
+    assert example("clip_emoji").measure(model, data) == result["CLIP"]
     # The figures are those of pairs of pictures, and of pictures and names.
     x, y = model.encode_image(data.images, 32), model.encode_text(data.names, 32)
     best = (x[data.queries] @ x[data.gallery].T).argmax(axis=1) == np.arange(len(y))
@@ -62,10 +46,10 @@ def test_the_recipe_leaves_figures_and_a_preset_that_gives_them(trained, lesson)
     assert result["CLIP"]["zero-shot, all"]["R@1"] == pytest.approx(named.mean())
 
 
-def test_prompts_and_confusions_of_a_preset(trained, lesson, tmp_path, monkeypatch):
+def test_prompts_and_confusions_of_a_preset(trained, example, tmp_path, monkeypatch):
     folder, _, data = trained
     model = keras_ssl.models.CLIP.from_preset(str(folder / "preset"))
-    prompts, confusions = lesson("clip_prompts"), lesson("clip_confusions")
+    prompts, confusions = example("clip_prompts"), example("clip_confusions")
     monkeypatch.setitem(prompts.TEMPLATES, "imagenet_80", ("a photo of {}.", "{}"))
     result = prompts.accuracies(model, data)
     assert result["alone"]["ImageNet's"]["{}"] == result["the bare name"]
@@ -79,14 +63,14 @@ def test_prompts_and_confusions_of_a_preset(trained, lesson, tmp_path, monkeypat
     assert (tmp_path / "prompts.png").exists() and (tmp_path / "confusions.png").exists()
 
 
-def test_captions_are_wrong_for_the_share_asked(lesson):
+def test_captions_are_wrong_for_the_share_asked(example):
     captions = np.array([f"thing {i}" for i in range(40)])
-    wrong = lesson("clip_noise").corrupt(captions, 0.25)
+    wrong = example("clip_noise").corrupt(captions, 0.25)
     assert (wrong != captions).sum() == 10 and sorted(wrong) == sorted(captions)
 
 
-def test_batches_are_measured(lesson, monkeypatch):
-    batches, asked = lesson("clip_batch_size"), []
+def test_batches_are_measured(example, monkeypatch):
+    batches, asked = example("clip_batch_size"), []
 
     def fit(model, images, captions, batch_size, epochs, verbose, callbacks):  # as the recipe's
         asked.append((model.micro_batch_size, batch_size, epochs, len(images) == len(captions)))
@@ -100,10 +84,10 @@ def test_batches_are_measured(lesson, monkeypatch):
     assert 120 < result["memory of a step (MB)"] < 200 and 0 <= result["zero-shot, all"]["R@1"] <= 1
 
 
-def test_accuracies_between_before_and_after(trained, lesson, monkeypatch):
+def test_accuracies_between_before_and_after(trained, example, monkeypatch):
     folder, _, data = trained
     model = keras_ssl.models.CLIP.from_preset(str(folder / "preset"))
-    finetune = lesson("clip_finetune")
+    finetune = example("clip_finetune")
     monkeypatch.setattr(finetune, "ALPHAS", np.array([0.0, 1.0]))
     before = [w.copy() for w in model.get_weights()]
 
@@ -113,7 +97,7 @@ def test_accuracies_between_before_and_after(trained, lesson, monkeypatch):
 
     monkeypatch.setattr(model, "fit", fit)
     zero_shot = finetune.accuracies(model, data, data.groups)["zero-shot"]
-    assert zero_shot == lesson("clip_emoji").measure(model, data)["zero-shot, unseen"]["R@1"]
+    assert zero_shot == example("clip_emoji").measure(model, data)["zero-shot, unseen"]["R@1"]
     rows = finetune.between(model, data, data.groups, epochs=1)
     assert [row["alpha"] for row in rows] == [0, 1] and rows[0]["zero-shot"] == zero_shot
     for old, new in zip(before, model.get_weights(), strict=True):

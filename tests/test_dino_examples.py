@@ -1,9 +1,5 @@
 """DINO's lessons and dense uses on a few small pictures: data, losses and figures are as said."""
 
-import importlib
-import os
-import sys
-
 import keras
 import numpy as np
 import pytest
@@ -11,20 +7,6 @@ import toy
 from gradients import variable_gradients
 
 from keras_ssl import datasets, evaluation
-
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-
-
-@pytest.fixture(scope="module")
-def example():
-    """Imports a script of the examples."""
-    sys.path.insert(0, os.path.join(ROOT, "examples"))
-    before = set(sys.modules)
-    yield importlib.import_module
-    sys.path.remove(os.path.join(ROOT, "examples"))
-    for name in set(sys.modules) - before:
-        if name.startswith(("dino", "lesson", "dense", "common")):
-            del sys.modules[name]
 
 
 @pytest.fixture
