@@ -24,7 +24,7 @@ import sys
 import warnings
 
 from common import load
-from watching import knn, parts, plt, resident_megabytes
+from watching import forget_peak, knn, parts, plt, resident_megabytes
 
 import keras_ssl
 
@@ -40,9 +40,7 @@ def measure(method, batch_size, epochs, seed):
         make, rate = keras_ssl.models.MoCo, 0.12
         # The key encoder must keep up in a short run; one group, to compare like with like.
         options = dict(queue_size=QUEUE, temperature=0.2, momentum=0.99, batch_norm_groups=1)
-    with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
-        file.write("5")  # what reading the pictures took at most is forgotten
-    before = resident_megabytes("VmRSS")
+    before = forget_peak()  # what reading the pictures took at most is not counted
     model = make(projection_dim=64, **options, **parts(data, seed))
     model.compile(learning_rate=rate)
     monitor = keras_ssl.callbacks.CollapseMonitor(data.test[0][:256])

@@ -54,9 +54,16 @@ def knn(what, data) -> float:
 
 
 def resident_megabytes(which):
-    """`"VmRSS"`: now; `"VmHWM"`: at most, since `/proc/self/clear_refs` was written (Linux)."""
+    """`"VmRSS"`: now; `"VmHWM"`: at most, since `forget_peak` (Linux)."""
     with open("/proc/self/status", encoding="ascii") as status:
         return next(int(line.split()[1]) / 1024 for line in status if line.startswith(which))
+
+
+def forget_peak():
+    """What the process holds now, in megabytes; its peak is counted anew from here (Linux)."""
+    with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
+        file.write("5")
+    return resident_megabytes("VmRSS")
 
 
 class Memory(keras.callbacks.Callback):
@@ -64,9 +71,7 @@ class Memory(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         if epoch == 0:
-            self.before = resident_megabytes("VmRSS")
-            with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
-                file.write("5")  # the peak so far is forgotten
+            self.before = forget_peak()
 
     def on_train_end(self, logs=None):
         self.megabytes = resident_megabytes("VmHWM") - self.before
