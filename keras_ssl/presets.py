@@ -67,7 +67,7 @@ def list_presets(shipped: bool = True, released: bool = False) -> dict[str, dict
         they were measured on the shipped file (`"command"` repeats it). Of released ones:
         `"method"`, `"source"` (a handle `hf://...` or the address of a file), `"architecture"`,
         `"parameters"`, `"image_size"`, `"normalization"`, `"licence"`, and `"figure"` with
-        `"figure_source"`, the number its authors state, or `None`.
+        `"figure_source"`, a published number and where it stands, or `None`.
 
     Example:
 
