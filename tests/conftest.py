@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import pathlib
 import sys
 
 import hypothesis
@@ -12,6 +13,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault(
     "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )
+# JAX compiles a toy once for all processes, and none that it knows from an earlier run.
+ROOT = pathlib.Path(__file__).parent.parent
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / "build" / "jax_cache"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 # How long an example takes says how busy the machine is.
 hypothesis.settings.register_profile("untimed", deadline=None)
@@ -29,7 +35,7 @@ def seeded():
 @pytest.fixture(scope="module")
 def example():
     """Imports a script of the examples; afterwards they are as if never imported."""
-    folder = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "examples")
+    folder = str(ROOT / "examples")
     sys.path.insert(0, folder)
     before = set(sys.modules)
     yield importlib.import_module

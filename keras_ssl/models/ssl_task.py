@@ -279,13 +279,20 @@ class SSLTask(keras_hub.models.Task, metaclass=SubclassedModelType):
         self._planned_steps = planned_steps
 
     def _plan(self, batch_size, steps_per_epoch, epochs, initial_epoch):
-        """Lays the schedule out over this run, unless one that still holds has begun."""
+        """Makes this model ready for steps of so many images."""
         self._batch_size = batch_size
         if not self.compiled:
             self.compile()
         replicas.check(self, batch_size)
-        if self._auto_compile is None:
-            return
+        if self._auto_compile is not None:
+            self._plan_schedule(batch_size, steps_per_epoch, epochs, initial_epoch)
+        if not self.optimizer.built:
+            # Before the first step: TensorFlow traces one that makes variables a second time.
+            with replicas.scope_of(self):
+                self.optimizer.build(self.trainable_variables)
+
+    def _plan_schedule(self, batch_size, steps_per_epoch, epochs, initial_epoch):
+        """Lays the schedule out over this run, unless one that still holds has begun."""
         done = 0 if self.optimizer is None else cross_device.count_of(self.optimizer.iterations)
         if steps_per_epoch is None:
             if self.optimizer is None:

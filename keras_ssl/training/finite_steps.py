@@ -120,8 +120,6 @@ class StepGuard:
         return logs, (*new[:3], metrics)
 
     def _in_place(self, model, update, args, data_finite):
-        if not model.optimizer.built:
-            model.optimizer.build(model.trainable_variables)
         weights, metrics = model.trainable_variables, model.metrics_variables
         state = [*weights, *model.non_trainable_variables, *model.optimizer.variables, *metrics]
         state = list({id(v): v for v in state if v is not self.tally.values}.values())
