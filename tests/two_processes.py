@@ -1,8 +1,9 @@
 """One of two processes that train together over the loopback, until the second one dies.
 
 `KERAS_BACKEND=torch python tests/two_processes.py RANK FOLDER ADDRESS ADDRESS` prints the loss of
-every epoch, and after two of them writes all variables to `rank{RANK}.npz` in the folder. There the
-second process goes without a word. The addresses are those of the processes, the first one's first.
+every epoch, and after two of them writes all variables and what `predict` gives to a file in the
+folder, `rank{RANK}.npz`. There the second process goes without a word. Checkpoints go to
+`run{RANK}`. The addresses are those of the processes, the first one's first.
 """
 
 import contextlib
@@ -12,6 +13,8 @@ import sys
 
 import keras
 import numpy as np
+
+from keras_ssl.callbacks import Checkpoint
 
 EPOCHS = 2  # until the second process dies; of two steps each
 
@@ -24,13 +27,20 @@ class Watch(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         print(f"loss {float(logs['loss'])!r}", flush=True)
         if epoch == EPOCHS - 1:
-            np.savez(f"{self.folder}/rank{self.rank}.npz", *variables(self.model))
+            arrays = [*variables(self.model), embeddings(self.model)]
+            np.savez(f"{self.folder}/rank{self.rank}.npz", *arrays)
             if self.rank == 1:
                 os._exit(9)
 
 
 def variables(model) -> list:
     return [np.asarray(keras.ops.convert_to_numpy(v)) for v in model.variables]
+
+
+def embeddings(model) -> np.ndarray:
+    import toy
+
+    return model.predict(toy.images(7), batch_size=3, verbose=0)
 
 
 def join(rank: int, addresses: list[str]):
@@ -82,4 +92,5 @@ def train(epochs: int, callbacks=(), scope=None):
 if __name__ == "__main__":
     number = int(sys.argv[1])
     place = join(number, sys.argv[3:])
-    train(20, [Watch(number, sys.argv[2])], place)
+    checkpoint = Checkpoint(f"{sys.argv[2]}/run{number}")
+    train(20, [checkpoint, Watch(number, sys.argv[2])], place)

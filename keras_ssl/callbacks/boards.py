@@ -58,6 +58,7 @@ class TensorBoardLog(keras.callbacks.Callback):
         )
         self.folder = pathlib.Path(folder)
         self.pictures = list(pictures)
+        self.first_process_only = images is None  # all take part in encoding them
         self.images = images
         self.labels = labels
         self._writer = None
@@ -158,6 +159,8 @@ class WandbLog(keras.callbacks.Callback):
     model.fit(images, callbacks=[knn, keras_ssl.callbacks.WandbLog("emoji", {"method": "mae"})])
     ```
     """
+
+    first_process_only = True
 
     def __init__(self, project: str, config: dict | None = None, pictures=(), **options):
         super().__init__()

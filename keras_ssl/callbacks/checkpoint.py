@@ -9,6 +9,7 @@ import zipfile
 import keras
 
 from keras_ssl.safe_files import whole_file
+from keras_ssl.training.replicas import alone
 
 _NAME = re.compile(r"checkpoint-(\d{5,})\.keras")
 
@@ -23,6 +24,8 @@ class Checkpoint(keras.callbacks.Callback):
 
     The order of an array's rows depends on the model's `seed` and the epoch: give the model a
     seed, and `fit` the `initial_epoch` that `latest` returns. Put the callback last in the list.
+
+    Of several processes that train together, the first one saves.
 
     Args:
         folder: where the checkpoints are.
@@ -48,6 +51,8 @@ class Checkpoint(keras.callbacks.Callback):
     ```
     """
 
+    first_process_only = True
+
     def __init__(self, folder: str | os.PathLike, every: int = 1, keep: int = 2):
         super().__init__()
         if every < 1 or keep < 1:
@@ -67,7 +72,7 @@ class Checkpoint(keras.callbacks.Callback):
         """Writes the checkpoint of the model as it is now, and returns its path."""
         path = self.folder / f"checkpoint-{epochs_done:05d}.keras"
         try:
-            with whole_file(path) as unfinished:
+            with whole_file(path) as unfinished, alone():
                 self.model.save(unfinished)
         except (OSError, RuntimeError, ValueError) as error:  # h5py and zipfile, on a full disk
             found = _found(self.folder)

@@ -18,6 +18,7 @@ class _Features(keras.Model):
     def __init__(self, task):
         super().__init__(name="features_of_views")
         self.task = task
+        self.built = True  # as the task is
 
     def call(self, images, training=False):
         views = self.task.make_views(images, training=False)

@@ -16,6 +16,8 @@ class LogFile(keras.callbacks.Callback):
     on with the file: rows of epochs that are trained again are dropped. The file is
     replaced as a whole, so a kill leaves a whole one.
 
+    Of several processes that train together, the first one writes.
+
     Args:
         path: the file.
 
@@ -26,6 +28,8 @@ class LogFile(keras.callbacks.Callback):
     history = keras_ssl.callbacks.LogFile.read("run/log.csv")
     ```
     """
+
+    first_process_only = True
 
     def __init__(self, path: str | os.PathLike):
         super().__init__()

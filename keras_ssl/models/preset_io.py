@@ -10,6 +10,7 @@ import numpy as np
 
 from keras_ssl.presets import clear_errors, resolve_preset, warn_of_new_parts
 from keras_ssl.safe_files import replacing
+from keras_ssl.training.replicas import alone
 from keras_ssl.training.subclassed import without_optimizer
 
 _WEIGHTS = (".weights.h5", ".weights.json")
@@ -29,7 +30,7 @@ def save(model, preset_dir, write, storage_dtype=None, **kwargs) -> None:
         raise ValueError(
             f'`storage_dtype` must be "float16" or None. Received: storage_dtype={storage_dtype!r}'
         )
-    with replacing(preset_dir, stale=_WEIGHTS) as new, without_optimizer(model):
+    with replacing(preset_dir, stale=_WEIGHTS) as new, without_optimizer(model), alone():
         write(new, **kwargs)
         for name in os.listdir(new) if storage_dtype else ():
             if name.endswith(".weights.h5"):

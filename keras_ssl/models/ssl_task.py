@@ -164,6 +164,11 @@ class SSLTask(keras_hub.models.Task, metaclass=SubclassedModelType):
         with self._without_embedding(), replicas.replica_step(self, args[-1]):
             return super().test_step(*args)
 
+    def _maybe_symbolic_build(self, *args, **kwargs):
+        # Under TensorFlow's strategies Keras would read a batch to build what `_plan` has built,
+        # and over several hosts it cannot.
+        pass
+
     def _compute_loss(self, *args, **kwargs):
         return cross_device.share_of_loss(super()._compute_loss(*args, **kwargs))
 
@@ -393,9 +398,12 @@ class SSLTask(keras_hub.models.Task, metaclass=SubclassedModelType):
         validation_data = self._validation_batches(validation_data, batch_size)
         self._plan(batch_size, steps_per_epoch or steps, epochs, initial_epoch)
         replicas.begin_equal(self)
+        callbacks = kwargs.pop("callbacks", None)
+        if not isinstance(callbacks, keras.callbacks.CallbackList):
+            callbacks = replicas.callbacks_of_this_process(self, _as_list(callbacks))
         if self.step_guard is not None:
             # First: what is not finite must not be saved.
-            kwargs["callbacks"] = [FiniteSteps(self.step_guard), *_as_list(kwargs.get("callbacks"))]
+            callbacks = [FiniteSteps(self.step_guard), *_as_list(callbacks)]
         # Past `PipelineModel.fit`, which would preprocess on the host: the augmenter does it here.
         return keras.Model.fit(
             self,
@@ -405,6 +413,7 @@ class SSLTask(keras_hub.models.Task, metaclass=SubclassedModelType):
             steps_per_epoch=steps_per_epoch,
             shuffle=shuffle,
             validation_data=validation_data,
+            callbacks=callbacks,
             **kwargs,
         )
 

@@ -60,7 +60,8 @@ def predict_arrays(model, x, batch_size: int, **kwargs):
 
     On TensorFlow every call of Keras' `predict` makes a data pipeline whose functions stay in
     memory: 40 KB that an evaluation after every epoch adds up for ever. Without progress bar and
-    callbacks the batches are therefore given one by one.
+    callbacks the batches are therefore given one by one. Over several hosts on JAX, every one has
+    the arrays and is given all outputs, where Keras has no way to gather them.
 
     Args:
         model: the Keras model.
@@ -68,6 +69,8 @@ def predict_arrays(model, x, batch_size: int, **kwargs):
         batch_size: samples in a batch.
         **kwargs: of `keras.Model.predict`.
     """
+    if _is_one_of_several_hosts():
+        return _predict_over_hosts(model, x, batch_size)
     one_by_one = keras.backend.backend() == "tensorflow" and kwargs == {"verbose": 0}
     if not one_by_one or model.distribute_strategy.num_replicas_in_sync > 1:
         return keras.Model.predict(model, x, batch_size=batch_size, **kwargs)
@@ -75,6 +78,48 @@ def predict_arrays(model, x, batch_size: int, **kwargs):
     for start in range(0, len(keras.tree.flatten(x)[0]), batch_size):
         batch = keras.tree.map_structure(lambda a, start=start: a[start : start + batch_size], x)
         outputs.append(keras.Model.predict_on_batch(model, batch))
+    return keras.tree.map_structure(lambda *parts: np.concatenate(parts), *outputs)
+
+
+def _is_one_of_several_hosts() -> bool:
+    if keras.backend.backend() != "jax" or keras.distribution.distribution() is None:
+        return False
+    import jax
+
+    return jax.process_count() > 1
+
+
+def _predict_over_hosts(model, x, batch_size):
+    """JAX's devices encode their rows of each batch, and every host gets the rows of all."""
+    import jax
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    distribution = keras.distribution.distribution()
+    mesh = distribution.device_mesh.backend_mesh
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    rows = NamedSharding(mesh, PartitionSpec(distribution.batch_dim_name))
+    shares = distribution.num_model_replicas
+    if not hasattr(model, "_encode_over_hosts"):  # compiled once, for all evaluations of a run
+
+        def encode(trainable, non_trainable, batch):
+            return model.stateless_call(trainable, non_trainable, batch, training=False)[0]
+
+        model._encode_over_hosts = jax.jit(encode, out_shardings=everywhere)
+    variables = [
+        [variable.value for variable in kind]
+        for kind in (model.trainable_variables, model.non_trainable_variables)
+    ]
+
+    def spread(array):
+        # A share for every device: the last rows once more, where there are too few.
+        array = np.pad(array, [(0, -len(array) % shares), *[(0, 0)] * (array.ndim - 1)], "edge")
+        return jax.make_array_from_callback(array.shape, rows, lambda index: array[index])
+
+    outputs = []
+    for start in range(0, len(keras.tree.flatten(x)[0]), batch_size):
+        batch = keras.tree.map_structure(lambda a, start=start: a[start : start + batch_size], x)
+        encoded = model._encode_over_hosts(*variables, keras.tree.map_structure(spread, batch))
+        outputs.append(keras.tree.map_structure(lambda a: np.asarray(a)[:batch_size], encoded))
     return keras.tree.map_structure(lambda *parts: np.concatenate(parts), *outputs)
 
 

@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_ssl.training.cross_device import all_reduce_max
+from keras_ssl.training.replicas import equal_logs
 
 # Name of the count in the logs of a batch; the callback takes it out again.
 _COUNT = "non_finite_steps"
@@ -136,7 +137,7 @@ class StepGuard:
         self.tally.update_state(finite, data_finite)
         if self.action == "skip":  # without the batch that was undone
             logs = model.get_metrics_result()
-        return {**logs, _COUNT: self.tally.result()}
+        return {**logs, **equal_logs({_COUNT: self.tally.result()})}
 
 
 class FiniteSteps(keras.callbacks.Callback):

@@ -132,9 +132,8 @@ def compile_options(model, options: dict) -> dict:
     """Options of `compile` as several replicas need them: TensorFlow's XLA compiles for one.
 
     Raises:
-        ValueError: TensorFlow's strategy of several hosts, or XLA under any of its strategies.
+        ValueError: XLA under a strategy of TensorFlow.
     """
-    _refuse_several_tensorflow_hosts(model)
     if _BACKEND != "tensorflow" or shares_of_a_batch(model) == 1:
         return options
     if options.get("jit_compile", "auto") not in ("auto", False):
@@ -143,26 +142,6 @@ def compile_options(model, options: dict) -> dict:
             f"Received: jit_compile={options['jit_compile']}"
         )
     return {**options, "jit_compile": False}
-
-
-def _refuse_several_tensorflow_hosts(model) -> None:
-    """Keras' fit fails there before the first step, with an error about tensors' types."""
-    if _BACKEND != "tensorflow":
-        return
-    import tensorflow as tf
-
-    strategy = model.distribute_strategy
-    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
-        return
-    cluster = strategy.cluster_resolver.cluster_spec().as_dict()
-    hosts = sum(len(tasks) for tasks in cluster.values())
-    if hosts > 1:
-        raise ValueError(
-            "Keras 3 does not train under MultiWorkerMirroredStrategy. Use "
-            "tf.distribute.MirroredStrategy on one host; for several hosts the PyTorch backend "
-            "(torchrun) or the JAX backend (keras.distribution.initialize). "
-            f"Received: strategy={type(strategy).__name__} of {hosts} hosts"
-        )
 
 
 def check(model, batch_size: int) -> None:
@@ -230,6 +209,34 @@ def process_share() -> tuple[int, int]:
     return (0, 1) if replicas is None else (replicas.get_rank(), replicas.get_world_size())
 
 
+def callbacks_of_this_process(model, callbacks: list) -> list:
+    """Without those of `first_process_only`, which write files, where another process has them."""
+    if _BACKEND == "tensorflow":
+        strategy = model.distribute_strategy
+        first = not _spans_hosts(strategy) or not strategy.cluster_resolver.task_id
+    else:
+        first = process_share()[0] == 0
+    return [c for c in callbacks if first or not getattr(c, "first_process_only", False)]
+
+
+@contextlib.contextmanager
+def alone():
+    """What one of several processes does without the others.
+
+    Keras makes variables while it saves a model, which under a distribution of several hosts on
+    JAX all of them would have to do together.
+    """
+    distribution = keras.distribution.distribution() if _BACKEND == "jax" else None
+    if distribution is None:
+        yield
+        return
+    keras.distribution.set_distribution(None)
+    try:
+        yield
+    finally:
+        keras.distribution.set_distribution(distribution)
+
+
 def begin_equal(model) -> None:
     """PyTorch: gives every process the variables of the first one, as training has to begin so."""
     replicas = replicas_here()
@@ -243,9 +250,28 @@ def begin_equal(model) -> None:
 
 
 def mean_of_logs(logs: dict) -> dict:
-    """PyTorch: the mean over all processes of every number in the logs."""
-    if _BACKEND != "torch" or replicas_here() is None:
-        return logs
+    """The mean over all processes of every number in the logs of a step."""
+    replicas = replicas_here()
+    if _BACKEND != "torch" or replicas is None:
+        return equal_logs(logs)
     names = sorted(logs)
     values = ops.stack([ops.cast(logs[name], "float32") for name in names])
     return dict(zip(names, all_reduce_mean(ops.stop_gradient(values)), strict=True))
+
+
+def equal_logs(logs: dict) -> dict:
+    """Numbers for the logs of a step that are the same on all replicas.
+
+    Where TensorFlow's strategy spans hosts, Keras takes the mean of the replicas' logs along a
+    first axis, which numbers do not have: here they get one.
+    """
+    replicas = replicas_here()
+    if _BACKEND != "tensorflow" or replicas is None or not _spans_hosts(replicas.strategy):
+        return logs
+    return {name: ops.convert_to_tensor(value)[None] for name, value in logs.items()}
+
+
+def _spans_hosts(strategy) -> bool:
+    import tensorflow as tf
+
+    return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
