@@ -2,6 +2,7 @@
 rematerialisation: the same numbers in less memory."""
 
 import contextlib
+import os
 
 import keras
 import numpy as np
@@ -10,9 +11,11 @@ import toy
 from several_devices import METHODS, PreparedViews, data_of
 from toy import to_numpy
 
-# Every method where a step costs no compilation; elsewhere the one with most kinds of state.
+# Every method where a step costs no compilation, or where one is asked for; elsewhere the one with
+# most kinds of state.
 EAGER = keras.backend.backend() == "torch"
-NAMES = sorted(METHODS.keys() - {"clip_cached", "simclr_cached"}) if EAGER else ["moco"]
+EVERY = EAGER or "EVERY_METHOD" in os.environ
+NAMES = sorted(METHODS.keys() - {"clip_cached", "simclr_cached"}) if EVERY else ["moco"]
 TEACHERS = ["byol", "dino", "dinov2", "moco", "moco_v3"] if EAGER else ["moco"]
 # Of the first loss and of those of four steps, relative to them or to 1; of the direction of the
 # first step, as 1 - cosine; and of the state. Set after the figures seen, at 1.4 times the
