@@ -19,6 +19,7 @@ import json
 import pathlib
 import time
 
+import common
 import keras
 from clip_emoji import load, measure
 
@@ -52,6 +53,7 @@ def main():
     parser.add_argument("--width", type=int, default=48)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--concepts", type=int, help="use the first so many only")
+    parser.add_argument("--watch", action="store_true", help="log k-NN and linear accuracy")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("runs/clip"))
     args = parser.parse_args()
     keras.utils.set_random_seed(0)
@@ -59,8 +61,9 @@ def main():
     model = build(args.size, args.width)
     model.compile(learning_rate=1e-3)
     args.output.mkdir(parents=True, exist_ok=True)
-    log = keras.callbacks.CSVLogger(args.output / "log.csv")
-    start, rows, fit = time.process_time(), data.train, dict(verbose=2, callbacks=[log])
+    callbacks = common.watch(common.load("emoji"), args.epochs) if args.watch else []
+    callbacks.append(keras.callbacks.CSVLogger(args.output / "log.csv"))
+    start, rows, fit = time.process_time(), data.train, dict(verbose=2, callbacks=callbacks)
     model.fit(data.images[rows], data.captions[rows], args.batch_size, args.epochs, **fit)
     result = {
         "backend": keras.backend.backend(),

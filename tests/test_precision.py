@@ -194,3 +194,26 @@ def test_rematerialised_steps_are_equal():
     for one, two in zip(*weights, strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
     assert max(np.abs(a - b).max() for a, b in zip(start, weights[0], strict=True)) > 1e-3
+
+
+if keras.backend.backend() == "jax":
+
+    def test_every_block_is_asked_for_again():
+        """What XLA is given holds a barrier for each block, between its two computations."""
+        import jax
+
+        counts = []
+        for again in (False, True):
+            backbone = toy.vit(num_layers=3, rematerialize=again)
+            trainable, frozen = (
+                [v.value for v in variables]
+                for variables in (backbone.trainable_variables, backbone.non_trainable_variables)
+            )
+
+            def loss(trainable, backbone=backbone, frozen=frozen):
+                outputs, _ = backbone.stateless_call(trainable, frozen, toy.images(2), True)
+                return sum(keras.ops.sum(x) for x in keras.tree.flatten(outputs))
+
+            text = jax.jit(jax.grad(loss)).lower(trainable).as_text()
+            counts.append(text.count("optimization_barrier"))
+        assert counts == [0, 3]
