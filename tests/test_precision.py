@@ -211,7 +211,8 @@ if keras.backend.backend() == "jax":
             )
 
             def loss(trainable, backbone=backbone, frozen=frozen):
-                outputs, _ = backbone.stateless_call(trainable, frozen, toy.images(2), True)
+                images = keras.ops.cast(toy.images(2), "float32")
+                outputs, _ = backbone.stateless_call(trainable, frozen, images, training=True)
                 return sum(keras.ops.sum(x) for x in keras.tree.flatten(outputs))
 
             text = jax.jit(jax.grad(loss)).lower(trainable).as_text()
