@@ -57,7 +57,7 @@ def test_it_learns_saves_and_continues(tmp_path):
 
 def test_preprocessing_in_keras_hub_and_in_the_graph_agree():
     """The classifier prepares images on the host (keras-hub), the methods in the compiled step."""
-    from keras_ssl.models.ssl_task import convert_images
+    from keras_ssl.layers.image_converter import convert_images
 
     preprocessor = default_preprocessor(vit())
     for size in [(16, 16), (40, 40), (24, 36)]:

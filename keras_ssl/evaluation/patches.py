@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_ssl.models.ssl_task import convert_images
+from keras_ssl.layers.image_converter import convert_images
 
 
 class _Outputs(keras.Model):

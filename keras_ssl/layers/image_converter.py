@@ -3,7 +3,9 @@
 import keras
 import keras_hub
 import numpy as np
+from keras import ops
 
+from keras_ssl.augmentation import functional
 from keras_ssl.backbones.vit import ViTBackbone
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -163,3 +165,35 @@ def hub_preprocessor(backbone, preprocessor: ImagePreprocessor):
     return keras_hub.models.ResNetImageClassifierPreprocessor(
         keras_hub.layers.ResNetImageConverter(**options)
     )
+
+
+def convert_images(images, converter):
+    """What a `keras_hub.layers.ImageConverter` does, inside the compiled step.
+
+    Crop to the aspect ratio from the centre, resize, scale, shift; with the matrix products of
+    `keras_ssl.augmentation`, which are the same on every backend.
+    """
+    x = ops.cast(images, "float32")
+    if converter.image_size is not None:
+        if getattr(converter, "crop_fraction", 1.0) < 1:
+            top, left, height, width = converter.crop_box(*images.shape[1:3])
+            x = x[:, top : top + height, left : left + width]
+        height, width = x.shape[1:3]
+        new_height, new_width = converter.image_size
+        if (height, width) != (new_height, new_width):
+            if converter.crop_to_aspect_ratio:
+                crop_height = min(height, int(width * new_height / new_width))
+                crop_width = min(width, int(height * new_width / new_height))
+                top, left = (height - crop_height) // 2, (width - crop_width) // 2
+                x = x[:, top : top + crop_height, left : left + crop_width]
+            x = functional.resize(
+                x,
+                (new_height, new_width),
+                interpolation=converter.interpolation,
+                antialias=converter.antialias,
+            )
+    if converter.scale is not None:
+        x = x * ops.convert_to_tensor(np.asarray(converter.scale, "float32"))
+    if converter.offset is not None:
+        x = x + ops.convert_to_tensor(np.asarray(converter.offset, "float32"))
+    return x

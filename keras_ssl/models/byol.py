@@ -5,7 +5,8 @@ from keras import ops
 
 from keras_ssl.layers.heads import ProjectionHead
 from keras_ssl.losses.byol import BYOLLoss
-from keras_ssl.models.ssl_task import SSLTask, feature_dim
+from keras_ssl.models.features import feature_dim
+from keras_ssl.models.ssl_task import SSLTask
 from keras_ssl.training.momentum_teacher import MomentumTeacher
 from keras_ssl.training.optimizers import LARS
 from keras_ssl.training.schedules import WarmupCosine, scale_learning_rate

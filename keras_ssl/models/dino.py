@@ -5,8 +5,8 @@ from keras import ops
 
 from keras_ssl.layers.dino_head import DINOHead
 from keras_ssl.losses.dino import Center, DINOLoss, mean_entropy
+from keras_ssl.models.features import feature_dim
 from keras_ssl.models.self_distillation import SelfDistillation, options_of
-from keras_ssl.models.ssl_task import feature_dim
 from keras_ssl.training.optimizers import AdamW
 from keras_ssl.training.schedules import LinearWarmup, WarmupCosine, scale_learning_rate
 

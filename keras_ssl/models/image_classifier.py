@@ -8,9 +8,8 @@ import keras_hub
 import numpy as np
 
 from keras_ssl.backbones.vit import ViTBackbone
-from keras_ssl.layers.image_converter import ImagePreprocessor
+from keras_ssl.layers.image_converter import ImagePreprocessor, convert_images
 from keras_ssl.models import preset_io
-from keras_ssl.models.ssl_task import convert_images
 from keras_ssl.presets import clear_errors, resolve_preset
 from keras_ssl.training import data as data_utils
 from keras_ssl.training.labelled_batches import LabelledBatches

@@ -8,7 +8,8 @@ from keras_ssl.backbones.text_transformer import TEXT_POOLINGS, pool_text
 from keras_ssl.layers.attention_pooling import AttentionPooling
 from keras_ssl.losses import CLIPLoss
 from keras_ssl.losses.clip import positive_mask
-from keras_ssl.models.ssl_task import SSLTask, feature_dim, pool_features
+from keras_ssl.models.features import feature_dim, pool_features
+from keras_ssl.models.ssl_task import SSLTask
 from keras_ssl.tokenizers import CLIPTokenizer, is_text, tokenize
 from keras_ssl.training import data as data_utils
 from keras_ssl.training.cached_gradients import in_micro_batches

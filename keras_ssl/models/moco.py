@@ -8,7 +8,8 @@ from keras_ssl.layers.queue import FeatureQueue
 from keras_ssl.layers.split_batch import apply_in_groups
 from keras_ssl.losses.info_nce import InfoNCELoss
 from keras_ssl.losses.nt_xent import l2_normalize
-from keras_ssl.models.ssl_task import SSLTask, feature_dim
+from keras_ssl.models.features import feature_dim
+from keras_ssl.models.ssl_task import SSLTask
 from keras_ssl.training.cross_device import all_gather, own_rows, whole_batch
 from keras_ssl.training.momentum_teacher import MomentumTeacher
 from keras_ssl.training.optimizers import sgd

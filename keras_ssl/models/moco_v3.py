@@ -6,7 +6,8 @@ from keras import ops
 from keras_ssl.backbones.vit import ViTBackbone
 from keras_ssl.layers.heads import ProjectionHead
 from keras_ssl.losses.info_nce import InfoNCELoss
-from keras_ssl.models.ssl_task import SSLTask, feature_dim
+from keras_ssl.models.features import feature_dim
+from keras_ssl.models.ssl_task import SSLTask
 from keras_ssl.training.momentum_teacher import MomentumTeacher
 from keras_ssl.training.optimizers import LARS, AdamW
 from keras_ssl.training.schedules import WarmupCosine, scale_learning_rate

@@ -8,7 +8,8 @@ from keras_ssl.layers.image_converter import image_shape_of
 from keras_ssl.layers.queue import FeatureQueue
 from keras_ssl.losses.info_nce import InfoNCELoss
 from keras_ssl.losses.nt_xent import NTXentLoss, l2_normalize
-from keras_ssl.models.ssl_task import SSLTask, feature_dim
+from keras_ssl.models.features import feature_dim
+from keras_ssl.models.ssl_task import SSLTask
 from keras_ssl.training.optimizers import LARS
 from keras_ssl.training.schedules import WarmupCosine, scale_learning_rate
 

@@ -7,9 +7,14 @@ import keras_hub
 import numpy as np
 from keras import ops
 
-from keras_ssl.augmentation import RECIPES, Views, functional
-from keras_ssl.layers.image_converter import default_preprocessor, image_shape_of
+from keras_ssl.augmentation import RECIPES, Views
+from keras_ssl.layers.image_converter import (
+    convert_images,
+    default_preprocessor,
+    image_shape_of,
+)
 from keras_ssl.models import preset_io
+from keras_ssl.models.features import pool_features
 from keras_ssl.training import cross_device, replicas
 from keras_ssl.training import data as data_utils
 from keras_ssl.training.cached_gradients import in_micro_batches
@@ -373,8 +378,8 @@ class SSLTask(keras_hub.models.Task, metaclass=SubclassedModelType):
             batch_size = min(batch_size or 32, len(images))
             if batch_size < 1:
                 raise ValueError(f"`batch_size` must be positive. Received: {batch_size}")
-            share = replicas.process_share()
-            x = data_utils.ArrayBatches(x, batch_size, shuffle, self.seed, initial_epoch, share)
+            seed, share = replicas.common_seed(self, self.seed), replicas.process_share()
+            x = data_utils.ArrayBatches(x, batch_size, shuffle, seed, initial_epoch, share)
             steps = len(x)
             shuffle = False  # Keras would shuffle the order of the batches by an unsaved seed
         else:
@@ -557,77 +562,6 @@ def default_views(recipe: str, backbone, seed: int | None, **kwargs):
         sides = (patch * max(1, round(side * 3 / 7 / patch)) for side in shape[:2])
         kwargs.setdefault("local_size", tuple(sides))
     return Views(recipe, size=tuple(shape[:2]), seed=seed, **kwargs)
-
-
-def pool_features(backbone, features, pooling: str):
-    """One vector per picture from whatever a backbone returns."""
-    if isinstance(features, dict):
-        for key in ("tokens", "sequence_output", "pooled_output"):
-            if key in features:
-                features = features[key]
-                break
-        else:
-            raise ValueError(
-                "The backbone returns a dict; give a backbone with one output. "
-                f"Received: keys {sorted(features)}"
-            )
-    rank = len(features.shape)
-    if rank == 2:
-        return features
-    if rank == 3:
-        if hasattr(backbone, "pool"):
-            return backbone.pool(features, pooling)
-        return features[:, 0] if pooling == "token" else ops.mean(features, axis=1)
-    if rank == 4:
-        return ops.mean(features, axis=(1, 2))
-    raise ValueError(
-        "The backbone must return vectors (N, D), tokens (N, T, D) or a map (N, H, W, D). "
-        f"Received: shape {tuple(features.shape)}"
-    )
-
-
-def feature_dim(backbone, pooling: str) -> int:
-    """Width of the pooled features of a backbone."""
-    if hasattr(backbone, "hidden_dim") and hasattr(backbone, "pool"):
-        return backbone.hidden_dim
-    height, width, channels = image_shape_of(backbone)
-    images = keras.KerasTensor((1, height or 64, width or 64, channels or 3))
-    if isinstance(getattr(backbone, "input", None), dict):  # keras-hub's CLIP
-        images = {"images": images}
-    features = backbone.compute_output_spec(images)
-    return pool_features(backbone, features, pooling).shape[-1]
-
-
-def convert_images(images, converter):
-    """What a `keras_hub.layers.ImageConverter` does, inside the compiled step.
-
-    Crop to the aspect ratio from the centre, resize, scale, shift; with the matrix products of
-    `keras_ssl.augmentation`, which are the same on every backend.
-    """
-    x = ops.cast(images, "float32")
-    if converter.image_size is not None:
-        if getattr(converter, "crop_fraction", 1.0) < 1:
-            top, left, height, width = converter.crop_box(*images.shape[1:3])
-            x = x[:, top : top + height, left : left + width]
-        height, width = x.shape[1:3]
-        new_height, new_width = converter.image_size
-        if (height, width) != (new_height, new_width):
-            if converter.crop_to_aspect_ratio:
-                crop_height = min(height, int(width * new_height / new_width))
-                crop_width = min(width, int(height * new_width / new_height))
-                top, left = (height - crop_height) // 2, (width - crop_width) // 2
-                x = x[:, top : top + crop_height, left : left + crop_width]
-            x = functional.resize(
-                x,
-                (new_height, new_width),
-                interpolation=converter.interpolation,
-                antialias=converter.antialias,
-            )
-    if converter.scale is not None:
-        x = x * ops.convert_to_tensor(np.asarray(converter.scale, "float32"))
-    if converter.offset is not None:
-        x = x + ops.convert_to_tensor(np.asarray(converter.offset, "float32"))
-    return x
 
 
 def _as_list(callbacks):

@@ -4,7 +4,8 @@ import keras
 
 from keras_ssl.layers.heads import ProjectionHead
 from keras_ssl.losses.vicreg import VICRegLoss
-from keras_ssl.models.ssl_task import SSLTask, feature_dim
+from keras_ssl.models.features import feature_dim
+from keras_ssl.models.ssl_task import SSLTask
 from keras_ssl.training.optimizers import LARS
 from keras_ssl.training.schedules import WarmupCosine, scale_learning_rate
 

@@ -10,9 +10,8 @@ import keras
 from keras_ssl import callbacks as cb
 from keras_ssl.backbones import ViTBackbone
 from keras_ssl.evaluation import label_fraction as rows_of_fraction
-from keras_ssl.layers.image_converter import ImagePreprocessor, default_preprocessor
+from keras_ssl.layers.image_converter import ImagePreprocessor, convert_images, default_preprocessor
 from keras_ssl.models import ImageClassifier
-from keras_ssl.models.ssl_task import convert_images
 from keras_ssl.presets import resolve_preset
 from keras_ssl.runs.data import load_data
 from keras_ssl.training.labelled_batches import LabelledBatches

@@ -40,8 +40,6 @@ class ArrayBatches(keras.utils.PyDataset):
                 "`batch_size` is that of all processes together and must be a multiple of their "
                 f"number. Received: batch_size={batch_size}, {count} processes"
             )
-        if seed is None and count > 1:
-            seed = 0  # one order for all processes
         self.own = slice(index * batch_size // count, (index + 1) * batch_size // count)
         self.arrays = arrays
         self.batch_size = batch_size

@@ -201,22 +201,34 @@ def process_share() -> tuple[int, int]:
     PyTorch's processes and JAX's hosts are given their parts; TensorFlow's strategies divide
     batches themselves.
     """
-    if _BACKEND == "jax":
-        import jax
+    return (0, 1) if _BACKEND == "tensorflow" else _process(None)
 
-        return jax.process_index(), jax.process_count()
-    replicas = replicas_here() if _BACKEND == "torch" else None
-    return (0, 1) if replicas is None else (replicas.get_rank(), replicas.get_world_size())
+
+def common_seed(model, seed: int | None) -> int | None:
+    """A seed of the data's order that all processes which share its batches have alike."""
+    return 0 if seed is None and _process(model)[1] > 1 else seed
 
 
 def callbacks_of_this_process(model, callbacks: list) -> list:
     """Without those of `first_process_only`, which write files, where another process has them."""
-    if _BACKEND == "tensorflow":
-        strategy = model.distribute_strategy
-        first = not _spans_hosts(strategy) or not strategy.cluster_resolver.task_id
-    else:
-        first = process_share()[0] == 0
+    first = _process(model)[0] == 0
     return [c for c in callbacks if first or not getattr(c, "first_process_only", False)]
+
+
+def _process(model) -> tuple[int, int]:
+    """`(index, count)` of the processes that train together."""
+    if _BACKEND == "jax":
+        import jax
+
+        return jax.process_index(), jax.process_count()
+    if _BACKEND == "torch":
+        replicas = replicas_here()
+        return (0, 1) if replicas is None else (replicas.get_rank(), replicas.get_world_size())
+    strategy = model.distribute_strategy
+    if not _spans_hosts(strategy):
+        return 0, 1
+    cluster = strategy.cluster_resolver
+    return cluster.task_id, sum(map(len, cluster.cluster_spec().as_dict().values()))
 
 
 @contextlib.contextmanager
