@@ -11,9 +11,7 @@ Command: python benchmarks/clip_step.py [--rounds 3] [--steps 8]
 Needs: pip install torch==2.13.0 open_clip_torch
 """
 
-import argparse
-
-from mae_step import in_turns, timed, timed_fit, worker
+from steps import in_turns, main, print_steps, timed, timed_fit
 
 SIZES = dict(batch=32, image=224, patch=32, length=77, vocabulary=49408, layers=2, dim=512)
 ADAMW = dict(beta_1=0.9, beta_2=0.98, epsilon=1e-6)
@@ -102,14 +100,8 @@ def run(quick: bool = False, rounds: int = 3, steps: int = 8) -> list[dict]:
 
     rounds, steps = (1, 2) if quick else (rounds, steps)
     rows = in_turns(__file__, LINES, rounds, steps)
-    print(f"\nCLIP, ViT-B/32 and text with {SIZES['layers']} layers each, batch {SIZES['batch']}")
-    print(f"{'':32}{'step s':>8}{'ratio':>8}{'aim':>6}{'first step s':>14}{'peak MB':>9}")
-    for row in rows:
-        row["ratio"] = row["step"] / rows[0]["step"]
-        print(
-            f"{row['name']:32}{row['step']:8.3f}{row['ratio']:8.2f}{AIM:6.1f}"
-            f"{row['first']:14.1f}{row['peak']:9.0f}"
-        )
+    title = f"CLIP, ViT-B/32 and text with {SIZES['layers']} layers each, batch {SIZES['batch']}"
+    print_steps(title, rows, lambda name: "keras_ssl" not in name, lambda row: AIM)
     print("\nPeak MB of the loss with its gradients, dim 128; in brackets seconds")
     batches = (256, 1024) if quick else (512, 2048, 8192)
     print(f"{'':26}" + "".join(f"{batch:>18}" for batch in batches))
@@ -126,12 +118,4 @@ def run(quick: bool = False, rounds: int = 3, steps: int = 8) -> list[dict]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--worker")
-    arguments = parser.parse_args()
-    if arguments.worker:
-        worker(LINES[arguments.worker], arguments.steps)
-    else:
-        run(rounds=arguments.rounds, steps=arguments.steps)
+    main(__doc__, LINES, run)

@@ -14,7 +14,7 @@ import pathlib
 import sys
 import time
 
-from mae_step import in_turns, worker
+from steps import in_turns, worker
 
 IMAGES, WATCHED, BATCH, AIM = 2048, 256, 128, 0.02
 

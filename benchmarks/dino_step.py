@@ -8,10 +8,8 @@ line is a process of its own; the lines take turns for several rounds, and media
 Command: python benchmarks/dino_step.py [--rounds 3] [--steps 8]
 """
 
-import argparse
-
 from joint_step import VIT_TINY
-from mae_step import in_turns, timed, timed_fit, worker
+from steps import in_turns, main, print_steps, timed, timed_fit
 
 SIZES = dict(batch=8, image=112, local=48, patch=16, num_local=6)
 HEAD = dict(output_dim=8192, hidden_dim=1024, bottleneck_dim=256)
@@ -112,27 +110,13 @@ def run(quick: bool = False, rounds: int = 3, steps: int = 8) -> list[dict]:
     """Measures all lines in turns; prints the table and returns its rows."""
     rounds, steps = (1, 2) if quick else (rounds, steps)
     rows = in_turns(__file__, LINES, rounds, steps)
-    print(
-        f"\nDINO, ViT-Tiny, 2 x {SIZES['image']} and {SIZES['num_local']} x {SIZES['local']} px, "
+    title = (
+        f"DINO, ViT-Tiny, 2 x {SIZES['image']} and {SIZES['num_local']} x {SIZES['local']} px, "
         f"batch {SIZES['batch']}, {HEAD['output_dim']} prototypes"
     )
-    print(f"{'':38}{'step s':>8}{'ratio':>8}{'aim':>6}{'first step s':>14}{'peak MB':>9}")
-    for row in rows:
-        row["ratio"] = row["step"] / rows[0]["step"]
-        print(
-            f"{row['name']:38}{row['step']:8.3f}{row['ratio']:8.2f}{AIM:6.1f}"
-            f"{row['first']:14.1f}{row['peak']:9.0f}"
-        )
+    print_steps(title, rows, lambda name: name.startswith("PyTorch"), lambda row: AIM)
     return rows
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--worker")
-    arguments = parser.parse_args()
-    if arguments.worker:
-        worker(LINES[arguments.worker], arguments.steps)
-    else:
-        run(rounds=arguments.rounds, steps=arguments.steps)
+    main(__doc__, LINES, run)

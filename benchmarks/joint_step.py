@@ -8,10 +8,9 @@ own; the lines take turns for several rounds, and medians are compared.
 Command: python benchmarks/joint_step.py [--rounds 3] [--steps 8]
 """
 
-import argparse
 import copy
 
-from mae_step import in_turns, timed, timed_fit, worker
+from steps import in_turns, main, print_steps, timed, timed_fit
 
 MOCO = dict(batch=16, image=112, dim=128, queue=65536, temperature=0.2)
 MOCO_V3 = dict(batch=16, image=112, patch=16, dim=256, mlp_dim=4096, temperature=0.2)
@@ -176,29 +175,13 @@ def run(quick: bool = False, rounds: int = 3, steps: int = 8) -> list[dict]:
     """Measures all lines in turns; prints the table and returns its rows."""
     rounds, steps = (1, 2) if quick else (rounds, steps)
     rows = in_turns(__file__, LINES, rounds, steps)
-    print(
-        f"\nMoCo v2, ResNet-18, {MOCO['image']} px, batch {MOCO['batch']}; "
+    title = (
+        f"MoCo v2, ResNet-18, {MOCO['image']} px, batch {MOCO['batch']}; "
         f"MoCo v3, ViT-Tiny, {MOCO_V3['image']} px, batch {MOCO_V3['batch']}"
     )
-    print(f"{'':38}{'step s':>8}{'ratio':>8}{'aim':>6}{'first step s':>14}{'peak MB':>9}")
-    for row in rows:
-        if row["name"].endswith("lightly"):
-            peer = row["step"]
-        row["ratio"] = row["step"] / peer
-        print(
-            f"{row['name']:38}{row['step']:8.3f}{row['ratio']:8.2f}{AIM:6.1f}"
-            f"{row['first']:14.1f}{row['peak']:9.0f}"
-        )
+    print_steps(title, rows, lambda name: name.endswith("lightly"), lambda row: AIM)
     return rows
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--worker")
-    arguments = parser.parse_args()
-    if arguments.worker:
-        worker(LINES[arguments.worker], arguments.steps)
-    else:
-        run(rounds=arguments.rounds, steps=arguments.steps)
+    main(__doc__, LINES, run)

@@ -7,14 +7,7 @@ the median of a line's rounds is compared with the median of the peer's.
 Command: python benchmarks/mae_step.py [--rounds 3] [--steps 8]
 """
 
-import argparse
-import json
-import os
-import resource
-import statistics
-import subprocess
-import sys
-import time
+from steps import in_turns, main, print_steps, timed, timed_fit
 
 SIZES = dict(hidden_dim=192, num_layers=12, num_heads=3)
 DECODER = dict(decoder_hidden_dim=96, decoder_num_layers=2, decoder_num_heads=3)
@@ -26,44 +19,6 @@ def images():
     import numpy as np
 
     return np.random.default_rng(0).random((BATCH, IMAGE, IMAGE, 3), dtype="float32")
-
-
-def timed(step, steps):
-    """Seconds until the first step is done (with compiling), and the median of the next."""
-    start = time.perf_counter()
-    step()
-    first = time.perf_counter() - start
-    seconds = []
-    for _ in range(steps):
-        start = time.perf_counter()
-        step()
-        seconds.append(time.perf_counter() - start)
-    return first, statistics.median(seconds)
-
-
-def repeated(batch, steps):
-    """A PyDataset that gives one batch again and again, as fast as can be."""
-    import keras
-
-    class Repeat(keras.utils.PyDataset):
-        def __len__(self):
-            return steps
-
-        def __getitem__(self, index):
-            return (batch,)
-
-    return Repeat()
-
-
-def timed_fit(model, batch, steps):
-    """Like `timed`, through `fit`; an epoch is timed as a whole, since JAX runs ahead."""
-    start = time.perf_counter()
-    model.fit(repeated(batch, 1), verbose=0)
-    first = time.perf_counter() - start
-    model.fit(repeated(batch, 1), verbose=0)
-    start = time.perf_counter()
-    model.fit(repeated(batch, steps), verbose=0)
-    return first, (time.perf_counter() - start) / steps
 
 
 def measure_ours(steps):
@@ -163,53 +118,17 @@ for _backend in ("torch", "tensorflow", "jax"):
     LINES[f"encoder, mask tokens, {_backend}"] = (_backend, measure_encoder, {"masked": False})
 
 
-def worker(line, steps):
-    """Measures one line in this process: seconds `(first, step)`, or a dict of its own figures."""
-    _, measure, kwargs = line
-    result = measure(steps, **kwargs)
-    if not isinstance(result, dict):
-        result = dict(zip(("first", "step"), result, strict=True))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({**result, "peak": peak}))
-
-
-def in_turns(script, lines, rounds, steps) -> list[dict]:
-    """Medians of every line of a script, each measured in processes of its own."""
-    results = {name: [] for name in lines}
-    for _ in range(rounds):
-        for name, (backend, _, _) in lines.items():
-            environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
-            out = subprocess.run(
-                [sys.executable, script, "--worker", name, "--steps", str(steps)],
-                env=environment,
-                capture_output=True,
-                text=True,
-            )
-            if out.returncode:
-                raise RuntimeError(f"{name} failed:\n{out.stderr[-2000:]}")
-            results[name].append(json.loads(out.stdout.splitlines()[-1]))
-    rows = []
-    for name, measured in results.items():
-        row = {key: statistics.median(m[key] for m in measured) for key in measured[0]}
-        rows.append({"name": name, **row, "backend": lines[name][0]})
-    return rows
-
-
 def run(quick: bool = False, rounds: int = 3, steps: int = 8) -> list[dict]:
     """Measures all lines in turns; prints the tables and returns their rows."""
     rounds, steps = (1, 2) if quick else (rounds, steps)
     rows = in_turns(__file__, LINES, rounds, steps)
     by_name = {row["name"]: row for row in rows}
-    peer = by_name["transformers (PyTorch)"]["step"]
-    print("\nMAE step, ViT-Tiny, 224 px, batch 16, AdamW (ratio to transformers; lower is faster)")
-    print(f"{'':34}{'step s':>8}{'ratio':>8}{'aim':>6}{'first step s':>14}{'peak MB':>9}")
-    for row in rows[:4]:
-        row["ratio"] = row["step"] / peer
-        aim = AIMS[row["backend"]] if row["name"].startswith("keras_ssl") else 1.0
-        print(
-            f"{row['name']:34}{row['step']:8.3f}{row['ratio']:8.2f}{aim:6.1f}"
-            f"{row['first']:14.1f}{row['peak']:9.0f}"
-        )
+    print_steps(
+        "MAE step, ViT-Tiny, 224 px, batch 16, AdamW (ratio to transformers; lower is faster)",
+        rows[:4],
+        lambda name: name.startswith("transformers"),
+        lambda row: AIMS[row["backend"]] if row["name"].startswith("keras_ssl") else 1.0,
+    )
     print(
         "First step: aim 10 s for a 12-block ViT on JAX and TensorFlow; here 12 blocks and 2 of the"
     )
@@ -227,12 +146,4 @@ def run(quick: bool = False, rounds: int = 3, steps: int = 8) -> list[dict]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--worker")
-    arguments = parser.parse_args()
-    if arguments.worker:
-        worker(LINES[arguments.worker], arguments.steps)
-    else:
-        run(rounds=arguments.rounds, steps=arguments.steps)
+    main(__doc__, LINES, run)
