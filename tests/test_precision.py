@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 import toy
-from several_devices import METHODS, PreparedViews, data_of
+from several_devices import METHODS, PREPARED, PreparedViews, data_of
 from toy import to_numpy
 
 # Every method where a step costs no compilation, or where one is asked for; elsewhere the one with
@@ -20,7 +20,9 @@ TEACHERS = ["byol", "dino", "dinov2", "moco", "moco_v3"] if EAGER else ["moco"]
 # Of the first loss and of those of four steps, relative to them or to 1; of the direction of the
 # first step, as 1 - cosine; and of the state. Set after the figures seen, at 1.4 times the
 # worst method or more; how far it is depends on the size of the toys' weights (`scale`).
-TOLERANCE = {"mixed_bfloat16": (0.1, 0.15, 0.3, 0.1), "mixed_float16": (0.03, 0.03, 0.02, 0.03)}
+TOLERANCE = {"mixed_bfloat16": (0.1, 0.15, 0.45, 0.1), "mixed_float16": (0.03, 0.03, 0.02, 0.03)}
+# XLA on a CPU lacks the product of float16 that keras-hub's BERT asks for on JAX.
+NOT_ON_CPU = {("align", "mixed_float16")} if keras.backend.backend() == "jax" else set()
 
 
 @contextlib.contextmanager
@@ -38,7 +40,9 @@ def run(name, policy, steps=4):
     """Losses of some steps, the way of the first, and the model: same weights, same draws."""
     keras.utils.set_random_seed(0)  # of what is not trained
     with dtype_policy(policy):
-        model = METHODS[name]()
+        model, data = METHODS[name](), data_of(name)
+        if name in PREPARED:
+            model.augmenter, data = None, data.views
         toy.fill(model, scale=0.6)
         if hasattr(model, "reset_teacher"):
             model.reset_teacher()
@@ -51,7 +55,7 @@ def run(name, policy, steps=4):
         losses = []
         for step in range(steps):
             model.reset_metrics()  # the loss of one batch
-            losses.append(float(np.ravel(model.train_on_batch(data_of(name)))[0]))
+            losses.append(float(np.ravel(model.train_on_batch(data))[0]))
             if step == 0:
                 after = np.concatenate([to_numpy(v).ravel() for v in model.trainable_variables])
     return losses, after - before, model
@@ -66,6 +70,8 @@ def test_half_precision_is_near_float32(name):
     expected, way, reference = run(name, "float32")
     assert abs(expected[-1] - expected[0]) > 1e-4  # it has moved
     for policy, (first, later, turned, apart) in TOLERANCE.items():
+        if (name, policy) in NOT_ON_CPU:
+            continue
         losses, half_way, model = run(name, policy)
         error = np.abs(np.subtract(losses, expected)) / np.maximum(1, np.abs(expected))
         off = 1 - cosine(way, half_way)
