@@ -53,11 +53,17 @@ def draw(curves, picture):
     if "knn" in curves:
         right = axes.twinx()
         for name in ("knn", "linear"):
-            percent = [100 * value for value in curves[name]]
-            lines += right.plot(epochs, percent, marker=".", label=NAMES[name])
+            # The log repeats a figure until the next measurement.
+            values = curves[name]
+            known = [
+                (epoch, 100 * value)
+                for epoch, value, last in zip(epochs, values, [None, *values[:-1]], strict=True)
+                if value == value and (value != last or epoch == len(values))
+            ]
+            lines += right.plot(*zip(*known, strict=True), marker=".", label=NAMES[name])
         right.set_ylabel("top-1 accuracy, %")
     axes.legend(handles=lines, fontsize="small", loc="center right")
-    figure.savefig(picture, dpi=80)
+    figure.savefig(picture, dpi=80, bbox_inches="tight")
     plt.close(figure)
 
 
