@@ -69,7 +69,7 @@ def test_registry():
         if not entry["source"].startswith("hf://"):
             assert "how" in entry or entry["layout"] in converters.LAYOUTS
         assert hasattr(keras_ssl.models, entry["method"]) or entry["method"] in (
-            "DINOv2",
+            "ConvNeXtBackbone",
             "ResNetBackbone",
             "ViTBackbone",
         )

@@ -34,9 +34,9 @@ def simclr(backbone=None, **kwargs) -> SimCLR:
     return SimCLR(backbone or vit(), **{**dict(projection_dim=8, seed=1), **kwargs})
 
 
-def crops() -> Views:
+def crops(size: int = 16) -> Views:
     """Two crops of a picture: what compiles fast. The papers' own recipes are `"auto"`."""
-    return Views([{"count": 2, "crop": {"scale": (0.2, 1.0)}, "flip": {}}], size=16, seed=1)
+    return Views([{"count": 2, "crop": {"scale": (0.2, 1.0)}, "flip": {}}], size=size, seed=1)
 
 
 def moco(backbone=None, **kwargs) -> MoCo:

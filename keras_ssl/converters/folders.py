@@ -9,6 +9,7 @@ from keras_ssl.converters import (
     transformers_clip,
     transformers_dinov2,
     transformers_dinov3,
+    transformers_dinov3_convnext,
     transformers_vit,
     transformers_vit_mae,
 )
@@ -22,6 +23,7 @@ _SOURCES = (
     transformers_clip,
     transformers_dinov2,
     transformers_dinov3,
+    transformers_dinov3_convnext,
     transformers_vit,
     transformers_vit_mae,
 )
@@ -37,8 +39,8 @@ def from_transformers(folder) -> tuple:
 
     Returns:
         `(model, preprocessor, report)`: an `MAE` for `vit_mae`, a `CLIP`, `SigLIP` or `ALIGN` for
-        theirs, a `ViTBackbone` for the other vision encoders; an `ImagePreprocessor`, or `None`
-        where the folder has none; and the `LoadReport`.
+        theirs, a `ViTBackbone` (`ConvNeXtBackbone` for `dinov3_convnext`) for encoders alone; an
+        `ImagePreprocessor`, or `None` where the folder has none; and the `LoadReport`.
 
     Raises:
         ValueError: an architecture or a setting that is not offered, files that are missing or
@@ -83,7 +85,7 @@ def to_transformers(model, folder, preprocessor=None) -> None:
         model: an `MAE`, `CLIP`, `SigLIP` or `ALIGN`, or a `ViTBackbone` that one of the
             architectures can express: DINO's and plain encoders (`vit`, `ijepa` without class
             token), DINOv2's with layer scale (`dinov2`, `dinov2_with_registers`), rotary ones
-            (`dinov3_vit`).
+            (`dinov3_vit`); or a `ConvNeXtBackbone` (`dinov3_convnext`).
         folder: where to write.
         preprocessor: an `ImagePreprocessor`; the model's own when `None`.
 
@@ -110,10 +112,13 @@ def _source_of(model):
         return transformers_align
     if type(model).__name__ in ("CLIP", "SigLIP"):
         return transformers_clip
+    if hasattr(model, "downsamplings"):
+        return transformers_dinov3_convnext
     if not hasattr(model, "patch_embedding"):
         raise ValueError(
-            "The transformers layout is written for MAE, CLIP, SigLIP, ALIGN and ViTBackbone; else "
-            f"pass `model.backbone`. Received: model of class {type(model).__name__}"
+            "The transformers layout is written for MAE, CLIP, SigLIP, ALIGN, ViTBackbone and "
+            "ConvNeXtBackbone; else pass `model.backbone`. "
+            f"Received: model of class {type(model).__name__}"
         )
     if model.position_embedding_type == "rotary":
         return transformers_dinov3

@@ -15,6 +15,7 @@ from keras_ssl.converters import (
     transformers_clip,
     transformers_dinov2,
     transformers_dinov3,
+    transformers_dinov3_convnext,
     transformers_vit,
     transformers_vit_mae,
 )
@@ -36,6 +37,7 @@ for _source in (
     transformers_clip,
     transformers_dinov2,
     transformers_dinov3,
+    transformers_dinov3_convnext,
     transformers_vit,
     transformers_vit_mae,
 ):

@@ -115,7 +115,7 @@ def attention_maps(
         4.2.2 and appendix D.
     """
     backbone = backbone_of(model)
-    if not hasattr(backbone, "num_prefix_tokens"):
+    if not hasattr(backbone, "num_heads") or not hasattr(backbone, "num_prefix_tokens"):
         raise ValueError(
             "Attention maps need a keras_ssl.backbones.ViTBackbone, or a task that has one. "
             f"Received: model={model!r}"
@@ -168,7 +168,8 @@ def patch_features(
             tokens are taken, of a convolutional one the map `(N, rows, columns, D)`.
         images: `(N, height, width, channels)`; uint8 or float in `[0, 255]` for a task.
         layer: `None` for the output, after the final normalisation; or a block of a
-            `ViTBackbone`, e.g. -2: what it gives, not normalised.
+            `ViTBackbone` or a stage of a `ConvNeXtBackbone`, e.g. -2: what it gives, not
+            normalised.
         image_size: int or `(height, width)` in place of the preprocessor's size.
         batch_size: images at a time.
 
@@ -213,6 +214,8 @@ def patch_features(
         else:
             tokens = backbone(images, training=False, return_intermediate=True)
             tokens = tokens["intermediate"][layer]
+            if len(tokens.shape) == 4:  # the map of a ConvNeXt's stage
+                return tokens
         tokens = tokens[:, backbone.num_prefix_tokens :]
         grid = backbone.grid_of(*images.shape[1:3])
         return ops.reshape(tokens, (-1, *grid, tokens.shape[-1]))

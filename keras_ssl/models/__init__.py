@@ -6,7 +6,7 @@ from keras_ssl.models.byol import BYOL
 from keras_ssl.models.clip import CLIP
 from keras_ssl.models.dino import DINO
 from keras_ssl.models.dinov2 import DINOv2
-from keras_ssl.models.image_classifier import ImageClassifier
+from keras_ssl.models.image_classifier import ConvNeXtImageClassifier, ImageClassifier
 from keras_ssl.models.mae import MAE
 from keras_ssl.models.moco import MoCo
 from keras_ssl.models.moco_v3 import MoCoV3
@@ -21,6 +21,7 @@ __all__ = [
     "BYOL",
     "BarlowTwins",
     "CLIP",
+    "ConvNeXtImageClassifier",
     "DINO",
     "DINOv2",
     "ImageClassifier",

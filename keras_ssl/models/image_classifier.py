@@ -7,6 +7,7 @@ import keras
 import keras_hub
 import numpy as np
 
+from keras_ssl.backbones.convnext import ConvNeXtBackbone
 from keras_ssl.backbones.vit import ViTBackbone
 from keras_ssl.layers.image_converter import ImagePreprocessor, convert_images
 from keras_ssl.models import preset_io
@@ -230,3 +231,18 @@ class ImageClassifier(keras_hub.models.ImageClassifier, metaclass=SubclassedMode
             # The classifier has compiled itself, and a preset holds no optimizer.
             warnings.filterwarnings("ignore", message="Skipping variable loading for optimizer")
             return super().from_preset(folder, load_weights=load_weights, **kwargs)
+
+
+@keras.saving.register_keras_serializable(package="keras_ssl")
+class ConvNeXtImageClassifier(ImageClassifier):
+    """`ImageClassifier` over a `ConvNeXtBackbone`; keras-hub finds it by the backbone's class."""
+
+    backbone_cls = ConvNeXtBackbone
+
+    def __init__(self, backbone, num_classes: int, preprocessor=None, pooling="token", **kwargs):
+        if pooling != "token":
+            raise ValueError(
+                "The first token of a ConvNeXt is the mean of its map already: use "
+                f'pooling="token". Received: pooling={pooling!r}'
+            )
+        super().__init__(backbone, num_classes, preprocessor, pooling, **kwargs)

@@ -8,7 +8,13 @@ import keras_hub
 
 from keras_ssl import models, presets
 from keras_ssl.augmentation import Views
-from keras_ssl.backbones import VIT_SIZES, ViTBackbone, small_resnet
+from keras_ssl.backbones import (
+    CONVNEXT_SIZES,
+    VIT_SIZES,
+    ConvNeXtBackbone,
+    ViTBackbone,
+    small_resnet,
+)
 from keras_ssl.models.ssl_task import SSLTask
 
 # He et al. 2016, table 1.
@@ -49,7 +55,7 @@ def list_methods() -> dict[str, type]:
 
 def list_backbones() -> list[str]:
     """Names that `build_backbone` knows, besides presets."""
-    return ["small_resnet", *_RESNETS, *VIT_SIZES]
+    return ["small_resnet", *_RESNETS, *CONVNEXT_SIZES, *VIT_SIZES]
 
 
 def build_backbone(
@@ -91,13 +97,15 @@ def build_backbone(
             )
         options = {"patch_size": patch_size, **_VIT_OPTIONS.get(method, {}), **options}
         return ViTBackbone.from_size(name, image_shape=shape, **options)
-    if patch_size is not None and name in ("small_resnet", *_RESNETS):
+    if patch_size is not None and name in ("small_resnet", *_RESNETS, *CONVNEXT_SIZES):
         raise ValueError(
             f"`patch_size` is for vision transformers. Received: patch_size={patch_size} "
             f"with backbone={name!r}"
         )
     if name == "small_resnet":
         return small_resnet(shape, **options)
+    if name in CONVNEXT_SIZES:
+        return ConvNeXtBackbone.from_size(name, image_shape=shape, **options)
     if name in _RESNETS:
         block, blocks, filters = _RESNETS[name]
         return keras_hub.models.ResNetBackbone(

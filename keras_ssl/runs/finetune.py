@@ -8,13 +8,17 @@ import pathlib
 import keras
 
 from keras_ssl import callbacks as cb
-from keras_ssl.backbones import ViTBackbone
 from keras_ssl.evaluation import label_fraction as rows_of_fraction
 from keras_ssl.layers.image_converter import ImagePreprocessor, convert_images, default_preprocessor
-from keras_ssl.models import ImageClassifier
+from keras_ssl.models import ConvNeXtImageClassifier, ImageClassifier
 from keras_ssl.presets import resolve_preset
 from keras_ssl.runs.data import load_data
 from keras_ssl.training.labelled_batches import LabelledBatches
+
+# By the class of the encoder that a preset holds.
+_CLASSIFIERS = {
+    cls.backbone_cls.__name__: cls for cls in (ImageClassifier, ConvNeXtImageClassifier)
+}
 
 
 @dataclasses.dataclass
@@ -65,7 +69,8 @@ def finetune(
         A `FinetuneResult`.
 
     Raises:
-        ValueError: the data has no labels, or the preset's backbone is no vision transformer.
+        ValueError: the data has no labels, or the preset's backbone is neither a vision transformer
+            nor a ConvNeXt.
 
     Example:
 
@@ -79,9 +84,9 @@ def finetune(
     path = resolve_preset(preset)
     with open(os.path.join(path, "config.json"), encoding="utf-8") as file:
         backbone = json.load(file)
-    if backbone["class_name"] != "ViTBackbone":
+    if backbone["class_name"] not in _CLASSIFIERS:
         raise ValueError(
-            "Fine-tuning is for vision transformers so far; put a head on "
+            f"Fine-tuning is for {' and '.join(_CLASSIFIERS)} so far; put a head on "
             "keras_hub.models.Backbone.from_preset(...) for others. "
             f"Received: preset={preset!r} with a {backbone['class_name']}"
         )
@@ -100,16 +105,15 @@ def finetune(
         x, y = x[rows], y[rows]
         say(f"{len(y)} labelled pictures are used")
     batch_size = min(batch_size, len(y))
-    encoder = ViTBackbone.from_preset(
+    classifier = _CLASSIFIERS[backbone["class_name"]]
+    encoder = classifier.backbone_cls.from_preset(
         path, load_weights=not from_scratch, drop_path_rate=drop_path_rate
     )
     if os.path.exists(os.path.join(path, "preprocessor.json")):
         preprocessor = ImagePreprocessor.from_preset(path)
     else:
         preprocessor = default_preprocessor(encoder)
-    model = ImageClassifier(
-        encoder, len(data.class_names), preprocessor=preprocessor, pooling=pooling
-    )
+    model = classifier(encoder, len(data.class_names), preprocessor=preprocessor, pooling=pooling)
     steps = len(y) // batch_size
     model.compile(learning_rate=learning_rate, layer_decay=layer_decay, total_steps=steps * epochs)
 

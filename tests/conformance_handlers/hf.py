@@ -15,6 +15,7 @@ from gradients import compiled
 from keras import ops
 
 from conformance_handlers.framework import Case, as_numpy, handler, scope_reason
+from keras_ssl.backbones import ConvNeXtBackbone
 from keras_ssl.converters import from_transformers, read_state_dict, to_transformers
 from keras_ssl.losses.clip import pair_features, pair_logits
 from keras_ssl.models import CLIP, MAE, SigLIP
@@ -73,12 +74,16 @@ def _encoder(case, model, report, sizes, batch):
         case.check(f"input of {size}", images.shape[:3] == (batch, height, width))
 
         def forward(images):
-            embedded = model.embed(images)
             outputs = model(images, return_intermediate=True)
-            return embedded, outputs["intermediate"], outputs["tokens"]
+            states = outputs["intermediate"]
+            if isinstance(model, ConvNeXtBackbone):  # maps, and the picture itself for the first
+                return images, states, outputs["tokens"]
+            return model.embed(images), states, outputs["tokens"]
 
         embedded, states, tokens = compiled(forward)(ops.convert_to_tensor(images))
         for i, state in enumerate([embedded, *states]):
+            if len(state.shape) == 4:  # their channels come first
+                state = ops.transpose(state, (0, 3, 1, 2))
             case.compare(f"out/{size}/hidden_state{i}", state)
         case.compare(f"out/{size}/last_hidden_state", tokens)
         key = f"out/{size}/pooler_output"

@@ -15,7 +15,6 @@ _UNUSED_TARGET = "no loss reads the target's predictor and classifier: there are
 OUT_OF_SCOPE = [
     # Whole files.
     ("openclip/single", "*coca*", "CoCa's captioning loss: not offered"),
-    ("hf/dinov3_convnext", "*", "DINOv3's ConvNeXt: no ConvNeXt among the backbones here"),
     # Parts of files that have a handler.
     ("barlow/barlow_loss", "out/after/bn.*", _LOSS_STATISTICS),
     ("barlow/barlow_loss", "out/off_diagonal_of_arange16", "a helper of the reference's indexing"),
