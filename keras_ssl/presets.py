@@ -198,23 +198,9 @@ def _released_folder(name: str, entry: dict) -> str:
             f"{name} must be fetched by hand: {entry['how']} Then pass the path of the file. "
             f"Received: preset={name!r}"
         )
-    import keras
-
     path = os.path.join(_cache(), "files", name, source.rsplit("/", 1)[1])
     if not os.path.isfile(path):
-        try:
-            keras.utils.get_file(
-                os.path.basename(path),
-                origin=source,
-                cache_dir=_cache(),
-                cache_subdir=os.path.join("files", name),
-            )
-        except Exception as error:  # urllib's and the socket's own kinds
-            raise ValueError(
-                f"{name} is not in the cache, and {source} cannot be reached. Fetch the file "
-                "where there is a connection and pass its path. "
-                f"Received: preset={name!r} ({_first_line(error)})"
-            ) from error
+        _fetched(name, source, path)
     known = entry.get("md5_prefix")
     if known:
         with open(path, "rb") as file:
@@ -226,6 +212,32 @@ def _released_folder(name: str, entry: dict) -> str:
                 f"{known!r}. Call again. Received: preset={name!r}, MD5 {found}"
             )
     return _converted(path, entry)
+
+
+def _fetched(name: str, source: str, path: str) -> None:
+    from huggingface_hub import constants
+
+    from keras_ssl.downloads import download
+
+    missing = f"{name} is not in the cache"
+    away = "Fetch the file where there is a connection and pass its path."
+    if constants.HF_HUB_OFFLINE:
+        raise ValueError(
+            f"{missing}, and HF_HUB_OFFLINE is set. {away} "
+            f"Received: preset={name!r}, whose file is {source}"
+        )
+    try:
+        download(source, path)
+    except OSError as error:  # of sockets, of HTTP and of the disk
+        if os.path.isfile(path + ".part"):
+            raise ValueError(
+                f"The download of {name} broke off. What has arrived is kept: call again, and it "
+                f"resumes. Received: preset={name!r} ({_first_line(error)})"
+            ) from error
+        raise ValueError(
+            f"{missing}, and {source} cannot be reached. {away} "
+            f"Received: preset={name!r} ({_first_line(error)})"
+        ) from error
 
 
 # === Folders ===

@@ -29,6 +29,9 @@ class Hub:
         folder = self.folders[repository]
         return sorted(p for p in folder.rglob("*") if p.is_file())
 
+    def tag(self, file):
+        return f'"{hashlib.sha256(file.read_bytes()).hexdigest()}"'
+
 
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.0"  # a connection for every request
@@ -87,8 +90,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def send(self, hub, file):
         data = file.read_bytes()
-        etag = hashlib.sha256(data).hexdigest()
-        headers = dict(ETag=f'"{etag}"', X_Repo_Commit=COMMIT, Accept_Ranges="bytes")
+        headers = dict(ETag=hub.tag(file), X_Repo_Commit=COMMIT, Accept_Ranges="bytes")
         if self.command == "HEAD":
             self.send_response(200)
             for name, value in headers.items():
@@ -97,8 +99,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.end_headers()
             return None
         start = 0
-        if self.headers.get("Range"):
+        if self.headers.get("Range") and self.headers.get("If-Range") in (None, headers["ETag"]):
             start = int(self.headers["Range"].split("=")[1].split("-")[0])
+            if start >= len(data):
+                return self.answer(416)
             headers["Content_Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
         if hub.cut is not None and len(data) > hub.cut and file not in hub.broken:
             hub.broken.add(file)

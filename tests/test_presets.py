@@ -18,7 +18,7 @@ from toy import crops, images, mae, vit
 from toy import moco as moco_toy
 
 import keras_ssl
-from keras_ssl import converters, presets
+from keras_ssl import converters, downloads, presets
 from keras_ssl.backbones import ViTBackbone
 from keras_ssl.layers.image_converter import preprocessor_for
 from keras_ssl.models import DINO, MAE, ImageClassifier, MoCo, MoCoV3
@@ -165,6 +165,68 @@ def test_keras_presets_come_from_the_hub_too(released, monkeypatch, tmp_path):
 def test_files_to_be_fetched_by_hand_say_so():
     with pytest.raises(ValueError, match="is a pickle, which can run any code"):
         keras_ssl.models.BYOL.from_preset("byol_resnet50")
+
+
+def official_file(folder):
+    """Weights as a plain download: an `.npz` of a width whose heads are known."""
+    folder.mkdir()
+    encoder = vit(hidden_dim=128, num_layers=1, num_heads=4)
+    np.savez(folder / "vit.npz", **converters.to_official(encoder, "timm_vit"))
+    return encoder
+
+
+def test_a_plain_download_goes_on_where_it_broke_off(tmp_path, monkeypatch):
+    monkeypatch.setattr(downloads, "_CHUNK", 5000)
+    encoder = official_file(tmp_path / "files")
+    with serve({"us/files": tmp_path / "files"}) as (hub, address):
+        entry = {"source": f"{address}/us/files/resolve/main/vit.npz", "layout": "timm_vit"}
+        monkeypatch.setattr(presets, "_released", lambda: {"tiny": entry})
+        hub.cut = 20000
+        monkeypatch.setattr(downloads.download, "__defaults__", (1,))  # no second try by itself
+        with pytest.raises(ValueError, match="broke off.*20,000 of .* arrived"):
+            ViTBackbone.from_preset("tiny")
+        assert_same(ViTBackbone.from_preset("tiny"), encoder)
+        assert [r[2] for r in hub.requests] == [None, "bytes=20000-"]
+        ViTBackbone.from_preset("tiny")
+        assert len(hub.requests) == 2  # cached
+    folder = tmp_path / "keras" / "keras_ssl" / "files" / "tiny"
+    assert sorted(os.listdir(folder)) == ["vit.npz", "vit.npz.lock"]
+    assert (folder / "vit.npz").read_bytes() == (tmp_path / "files" / "vit.npz").read_bytes()
+
+
+def test_a_plain_download_of_a_file_that_changed_begins_again(tmp_path):
+    (tmp_path / "served").mkdir()
+    served = tmp_path / "served" / "a.bin"
+    served.write_bytes(b"1" * 9000)
+    with serve({"us/files": tmp_path / "served"}) as (hub, address):
+        url = f"{address}/us/files/resolve/main/a.bin"
+        hub.cut = 4000
+        with pytest.raises(ConnectionError, match="4,000 of 9,000"):
+            downloads.download(url, str(tmp_path / "got" / "a.bin"), attempts=1)
+        served.write_bytes(b"2" * 8000)
+        downloads.download(url, str(tmp_path / "got" / "a.bin"))
+        assert (tmp_path / "got" / "a.bin").read_bytes() == b"2" * 8000
+        # A connection that breaks once is made again, and goes on.
+        hub.broken.clear()
+        downloads.download(url, str(tmp_path / "got" / "b.bin"))
+        assert (tmp_path / "got" / "b.bin").read_bytes() == b"2" * 8000
+        assert hub.requests[-1][2] == "bytes=4000-"
+        # Killed between the last byte and the name: nothing is left to ask for.
+        (tmp_path / "got" / "b.bin").rename(tmp_path / "got" / "c.bin.part")
+        (tmp_path / "got" / "c.bin.version").write_text(hub.tag(served))
+        downloads.download(url, str(tmp_path / "got" / "c.bin"))
+        assert (tmp_path / "got" / "c.bin").read_bytes() == b"2" * 8000
+        assert [r[2] for r in hub.requests[-2:]] == ["bytes=8000-", None]
+        with pytest.raises(OSError, match="404"):
+            downloads.download(url + "x", str(tmp_path / "got" / "d.bin"))
+    left = {name for name in os.listdir(tmp_path / "got") if not name.endswith(".lock")}
+    assert left == {"a.bin", "c.bin"}
+
+
+def test_a_plain_download_offline(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match="is not in the cache, and HF_HUB_OFFLINE is set"):
+        ViTBackbone.from_preset("mae_vit_base_imagenet_encoder")
 
 
 def test_a_damaged_file_is_removed(monkeypatch, tmp_path):
