@@ -9,9 +9,9 @@ from keras_ssl.layers.attention_pooling import AttentionPooling
 from keras_ssl.losses import CLIPLoss
 from keras_ssl.losses.clip import positive_mask
 from keras_ssl.models.features import feature_dim, pool_features
+from keras_ssl.models.pair_training import PairTraining
 from keras_ssl.models.ssl_task import SSLTask
-from keras_ssl.tokenizers import CLIPTokenizer, is_text, tokenize
-from keras_ssl.training import data as data_utils
+from keras_ssl.tokenizers import CLIPTokenizer
 from keras_ssl.training.cached_gradients import in_micro_batches
 from keras_ssl.training.cross_device import all_gather, replica_id
 from keras_ssl.training.device import predict_arrays
@@ -33,7 +33,7 @@ class AtMost(keras.constraints.Constraint):
         return {"value": self.value}
 
 
-class ImageTextTask(SSLTask):
+class ImageTextTask(PairTraining, SSLTask):
     """Base class of the methods that bring images and their captions into one space.
 
     `fit(images, texts)` trains on pairs, `predict(images)` and `encode_text(texts)` give unit
@@ -251,91 +251,6 @@ class ImageTextTask(SSLTask):
         hit = ops.take_along_axis(fits, ops.cast(best, "int32"), axis=1)[:, 0]
         self.accuracy.update_state(hit, sample_weight=ops.cast(mask[0], "float32"))
         return loss
-
-    # === Data: pairs in every form that fit takes ===
-
-    def _batch(self, batch) -> dict:
-        """One batch, or whole arrays, as the dict that `compute_loss` reads."""
-        if isinstance(batch, (tuple, list)):
-            if len(batch) == 1:
-                return self._batch(batch[0])
-            batch = {"images": batch[0], "texts": batch[1]}
-        elif not isinstance(batch, dict):
-            raise ValueError(
-                "Training needs pairs: fit(images, texts), or a dataset of (images, texts) or of "
-                f'dicts with the keys "images" and "texts". Received: {type(batch).__name__}'
-            )
-        batch = dict(batch)
-        texts = batch.pop("texts", None)
-        if texts is not None:
-            batch["token_ids"] = self.tokenize(texts)
-        if "images" not in batch or "token_ids" not in batch:
-            raise ValueError(
-                'A batch that is a dict needs the keys "images" and "texts" (or "token_ids"). '
-                f"Received: keys {sorted(map(str, batch))}"
-            )
-        keys = ("images", "token_ids", "image_ids")
-        batch = {key: batch[key] for key in keys if key in batch}
-        sizes = {key: len(value) for key, value in batch.items() if len(value.shape)}
-        if len(set(sizes.values())) > 1:
-            raise ValueError(f"There must be as many texts as images. Received: {sizes}")
-        return batch
-
-    def tokenize(self, texts) -> np.ndarray:
-        """Ids `(N, L)` or `(N, C, L)` of strings; ids stay as they are."""
-        if not is_text(texts):
-            return np.asarray(texts) if isinstance(texts, (list, tuple)) else texts
-        if self.tokenizer is None:
-            raise ValueError(
-                "This model has no tokenizer: pass `tokenizer=` when you build it, or ids in place "
-                "of strings."
-            )
-        return tokenize(texts, self.tokenizer)
-
-    def _data(self, x, y=None):
-        """Arrays as a dict of arrays, a dataset as one of such dicts."""
-        if x is None:
-            return None
-        if y is not None:
-            x = {"images": x, "texts": y}
-        arrays = isinstance(x, dict) or (
-            isinstance(x, (tuple, list))
-            and len(x)
-            and not isinstance(x[0], dict)
-            and data_utils.is_array(x[0])
-        )
-        if arrays or data_utils.is_array(x):
-            batch = self._batch(x)
-            to_numpy = lambda a: a if isinstance(a, np.ndarray) else ops.convert_to_numpy(a)
-            return {key: to_numpy(value) for key, value in batch.items()}
-        return data_utils.mapped(x, self._batch)
-
-    def fit(self, x=None, y=None, batch_size=None, epochs=1, *, validation_data=None, **kwargs):
-        """Trains on pairs of images and texts.
-
-        Arguments as in `SSLTask.fit`, with texts: `fit(images, texts)`, `fit({"images": images,
-        "texts": texts})`, or a dataset as described at the class.
-        """
-        data = self._data(x, y)
-        if isinstance(data, data_utils.MappedBatches) and not data.indexed:
-            kwargs["shuffle"] = False  # its order is its own
-        return super().fit(
-            data,
-            batch_size=batch_size,
-            epochs=epochs,
-            validation_data=self._data(validation_data),
-            **kwargs,
-        )
-
-    def evaluate(self, x=None, y=None, batch_size=None, **kwargs):
-        """Loss on held-out pairs, with no state touched; arguments as in `fit`."""
-        return super().evaluate(self._data(x, y), batch_size=batch_size, **kwargs)
-
-    def train_on_batch(self, x, y=None, **kwargs):
-        return super().train_on_batch(self._data(x, y), **kwargs)
-
-    def test_on_batch(self, x, y=None, **kwargs):
-        return super().test_on_batch(self._data(x, y), **kwargs)
 
     # === Embeddings and what they are for ===
 
