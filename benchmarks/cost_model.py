@@ -66,13 +66,15 @@ class Network:
         """Operations (a product and a sum are two) of one sequence: matrices, and attention."""
         return 2 * tokens * self.parameters + 4 * tokens**2 * self.dim * self.layers
 
-    def activations(self, tokens: float, rematerialize: bool) -> float:
-        """Bytes kept for the backward pass in 16 bits, with attention that keeps no matrix.
+    def activations(self, tokens: float, rematerialize: bool, number_bytes: int) -> float:
+        """Bytes kept for the backward pass, with attention that keeps no matrix.
 
-        34 bytes a number of the residual stream and layer (Korthikanti et al. 2022, equation 1
-        without its attention term); with rematerialisation a layer's input only.
+        17 numbers for each of the residual stream and layer (Korthikanti et al. 2022, equation 1
+        without its attention term); with rematerialisation a layer's input only, and one layer
+        whole, the one that is computed again.
         """
-        return tokens * self.dim * self.layers * (2 if rematerialize else 34)
+        numbers = self.layers + 17 if rematerialize else 17 * self.layers
+        return tokens * self.dim * numbers * number_bytes
 
 
 def mlp(*widths) -> int:
@@ -133,6 +135,7 @@ def cost(
     drop_path: float = 0.0,
     rematerialize: bool = False,
     gradient_bytes: int = 4,
+    number_bytes: int = 2,
 ) -> Cost:
     """The cost of one step of a method on `devices` that share a batch.
 
@@ -148,6 +151,7 @@ def cost(
         drop_path: share of the samples that a block is not computed for (DINOv2's students).
         rematerialize: keep a layer's input only.
         gradient_bytes: of a number when gradients are exchanged.
+        number_bytes: of a number that is kept for the backward pass.
     """
     network = size if isinstance(size, Network) else Network.named(size)
     plan, dim, own = METHODS[method], network.dim, batch / devices
@@ -163,7 +167,7 @@ def cost(
             flops -= (factor == 3) * count * embed * seen  # no gradient by the pixels
             flops += factor * count * 2 * mlp(*widths)
             if factor == 3:
-                held += kept * count * network.activations(seen + 1, rematerialize)
+                held += kept * count * network.activations(seen + 1, rematerialize, number_bytes)
                 held += count * 4 * sum(widths[1:])
     parameters = network.parameters + embed // 2 + mlp(*widths)
     if method == "mae":
@@ -171,12 +175,12 @@ def cost(
         ends = 2 * (count * (1 - mask_ratio) + 1) * dim * decoder.dim
         ends += 2 * (count + 1) * decoder.dim * 3 * patch**2
         flops += 3 * (decoder.forward(count + 1) + ends)
-        held += decoder.activations(count + 1, rematerialize)
+        held += decoder.activations(count + 1, rematerialize, number_bytes)
         parameters += decoder.parameters + decoder.dim * (dim + 3 * patch**2)
     if method in ("clip", "siglip"):
         text = text if isinstance(text, Network) else Network.named(text)
         flops += 3 * (text.forward(text_tokens) + 2 * text.dim * widths[-1])
-        held += text.activations(text_tokens, rematerialize)
+        held += text.activations(text_tokens, rematerialize, number_bytes)
         parameters += text.parameters + 49408 * text.dim + text.dim * widths[-1]
     if method == "dinov2":  # the same head on the masked patches: half the pictures, 30 % of each
         masked = 2 * 0.5 * 0.3 * patches(1)
@@ -188,7 +192,8 @@ def cost(
     exchange.update({name: ring * size for name, size in compared.items()})
     slots = 1 if method in ("simclr", "moco", "simsiam", "byol", "barlow_twins", "vicreg") else 2
     memory = {
-        "weights, gradients, optimizer": 4 * parameters * (2 + slots),
+        "weights, optimizer": 4 * parameters * (1 + slots),
+        "gradients": 4 * parameters,
         "teacher": 4 * parameters if plan["teacher"] else 0,
         "activations": own * held,
         "loss": loss,
@@ -370,11 +375,32 @@ def check(steps: int = 5):
         )
 
 
+def check_memory(backends=("torch", "tensorflow", "jax")):
+    """Predicted over measured memory of a step of SimCLR, beside weights and optimizer."""
+    from memory import BATCH, measured
+
+    print("a step's memory in MB: predicted / measured in a process of its own")
+    for way, options in (
+        ("as it is", dict(number_bytes=4)),
+        ("mixed_bfloat16", dict(number_bytes=2)),
+        ("rematerialised blocks", dict(number_bytes=4, rematerialize=True)),
+    ):
+        sizes = dict(batch=BATCH, devices=1, image=64, patch=8, head=[192, 192, 64], **options)
+        step = cost("simclr", Network(192, 8, 768), **sizes).memory
+        predicted = (step["gradients"] + step["activations"] + step["loss"]) / 2**20
+        for backend in backends:
+            found = measured(backend, way)["megabytes"]
+            print(
+                f"  {way:22} {backend:10} {predicted:4.0f} / {found:4.0f} = {predicted / found:.2f}"
+            )
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="against this machine")
     if parser.parse_args().check:
         check()
+        check_memory()
     else:
         table()
         papers()

@@ -104,19 +104,27 @@ def allotted(model, data) -> float:
     return step.memory_analysis().temp_size_in_bytes / 2**20
 
 
+def measured(backend: str, way: str) -> dict:
+    """What `measure` finds in a fresh process."""
+    command = [sys.executable, __file__, "--way", way]
+    variables = environment(KERAS_BACKEND=backend)
+    done = subprocess.run(command, env=variables, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip().splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def run(backends=BACKENDS) -> None:
     """Every way in a process of its own; prints the table."""
     print(f"MB (ratio) and seconds (ratio) of a step, {BATCH} pictures in two views")
     for backend in backends:
         first = None
         for way in WAYS:
-            command = [sys.executable, __file__, "--way", way]
-            variables = environment(KERAS_BACKEND=backend)
-            done = subprocess.run(command, env=variables, capture_output=True, text=True)
-            if done.returncode:
-                print(f"{backend:10} {way:30} {done.stderr.strip().splitlines()[-1]}")
+            try:
+                found = measured(backend, way)
+            except RuntimeError as error:
+                print(f"{backend:10} {way:30} {error}")
                 continue
-            found = json.loads(done.stdout.splitlines()[-1])
             first = first or found
             cells = (f"{found[k]:7.{d}f} ({found[k] / first[k]:.2f})" for k, d in PRINTED.items())
             print(f"{backend:10} {way:30}", *cells, flush=True)
