@@ -58,7 +58,7 @@ def draw(curves, picture):
             known = [
                 (epoch, 100 * value)
                 for epoch, value, last in zip(epochs, values, [None, *values[:-1]], strict=True)
-                if value == value and (value != last or epoch == len(values))
+                if value is not None and (value != last or epoch == len(values))
             ]
             lines += right.plot(*zip(*known, strict=True), marker=".", label=NAMES[name])
         right.set_ylabel("top-1 accuracy, %")
@@ -76,7 +76,7 @@ def best(curves):
         values = curves[name]
         # Before the first measurement of a long run there is none.
         epoch = max(
-            (e for e in range(len(values)) if values[e] == values[e]), key=values.__getitem__
+            (e for e in range(len(values)) if values[e] is not None), key=values.__getitem__
         )
         parts.append(
             f"{NAMES[name]} best {100 * values[epoch]:.1f} % (epoch {epoch + 1}), last "

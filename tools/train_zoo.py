@@ -15,6 +15,7 @@ import argparse
 import csv
 import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
@@ -154,6 +155,12 @@ def measure(name, entry, source, log):
     }
 
 
+def known(cell):
+    """A number of the log, or None where an epoch was not measured."""
+    value = float(cell)
+    return None if math.isnan(value) else value
+
+
 def log_of(run, entry):
     """What the run's files say: options, time, baselines, and figures over time if watched."""
     with open(os.path.join(run, "result.json"), encoding="utf-8") as file:
@@ -161,7 +168,7 @@ def log_of(run, entry):
     with open(os.path.join(run, "log.csv"), encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     curves = {
-        name: [float(row[column]) for row in rows]
+        name: [known(row[column]) for row in rows]
         for name, column in (("loss", "loss"), ("knn", "knn_top1"), ("linear", "linear_top1"))
         if column in rows[0]
     }
@@ -197,7 +204,7 @@ def make(name, source, run):
         if file.endswith((".json", ".h5")) and file != "figures.json"
     )
     with open(os.path.join(target, "figures.json"), "w", encoding="utf-8") as file:
-        json.dump(facts, file, indent=1)
+        json.dump(facts, file, indent=1, allow_nan=False)
         file.write("\n")
     write_cards()
     print(f"{target}: {facts['figures']}, {facts['bytes'] / 1e6:.1f} MB")

@@ -12,7 +12,7 @@ from keras_ssl.converters.timm import encoder
 
 _NAME = re.compile(r"stack(\d+)_block(\d+)_(\d+)_(conv|bn)$")
 # Every backbone whose layers these names are found in.
-CLASSES = ("ResNetBackbone", "Functional")
+CLASSES = ("ResNetBackbone", "ResNet", "Functional")
 COUNTERS = "*num_batches_tracked"
 
 

@@ -1,4 +1,4 @@
-"""Fine-tuning: an image classifier over our vision transformer."""
+"""Fine-tuning: an image classifier over our backbones."""
 
 import random
 import warnings
@@ -7,10 +7,10 @@ import keras
 import keras_hub
 import numpy as np
 
-from keras_ssl.backbones.convnext import ConvNeXtBackbone
-from keras_ssl.backbones.vit import ViTBackbone
+from keras_ssl.backbones import ConvNeXtBackbone, EfficientNet, ResNet, SmallResNet, ViTBackbone
 from keras_ssl.layers.image_converter import ImagePreprocessor, convert_images
 from keras_ssl.models import preset_io
+from keras_ssl.models.features import feature_dim, pool_features
 from keras_ssl.presets import clear_errors, resolve_preset
 from keras_ssl.training import data as data_utils
 from keras_ssl.training.labelled_batches import LabelledBatches
@@ -21,18 +21,19 @@ from keras_ssl.training.subclassed import SubclassedModelType
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
 class ImageClassifier(keras_hub.models.ImageClassifier, metaclass=SubclassedModelType):
-    """Classifier over a `ViTBackbone`; what `keras_hub.models.ImageClassifier` finds for it.
+    """Classifier over one of our backbones; what `keras_hub.models.ImageClassifier` finds for it.
 
-    `logits = W pool(z) + b`. With `pooling="token"` the class token of the backbone's output is
-    used; with `"mean"` the mean over patches before the final normalisation, which then gets a
-    layer normalisation of its own (MAE's fine-tuning).
+    `logits = W pool(z) + b`. Of a `ViTBackbone`, with `pooling="token"` the class token of the
+    output is used; with `"mean"` the mean over patches before the final normalisation, which then
+    gets a layer normalisation of its own (MAE's fine-tuning). Of a `ConvNeXtBackbone` the first
+    token, which is the mean already; of a network that gives a map, its mean.
 
     Args:
         backbone: a `keras_ssl.backbones.ViTBackbone`, for example
-            `ViTBackbone.from_preset(preset, drop_path_rate=0.1)`.
+            `ViTBackbone.from_preset(preset, drop_path_rate=0.1)`, or any other image backbone.
         num_classes: number of classes.
         preprocessor: an `ImagePreprocessor`, or `None` for images that are ready.
-        pooling: `"token"` or `"mean"`.
+        pooling: `"token"` or `"mean"`; `None` for the token where there is one, else the mean.
         activation: of the output; `None` gives logits.
         dropout: rate before the last layer.
         head_dtype: dtype policy of the head; the backbone's when `None`.
@@ -58,16 +59,23 @@ class ImageClassifier(keras_hub.models.ImageClassifier, metaclass=SubclassedMode
         backbone,
         num_classes: int,
         preprocessor=None,
-        pooling: str = "token",
+        pooling: str | None = None,
         activation=None,
         dropout: float = 0.0,
         head_dtype=None,
         name: str | None = None,
     ):
+        has_token = getattr(backbone, "use_class_token", False)
+        pooling = pooling or ("token" if has_token else "mean")
         if pooling not in ("token", "mean"):
             raise ValueError(f'`pooling` must be "token" or "mean". Received: pooling={pooling!r}')
-        if pooling == "token" and not backbone.use_class_token:
+        if pooling == "token" and not has_token:
             raise ValueError('This backbone has no class token: use pooling="mean".')
+        if pooling == "mean" and isinstance(backbone, ConvNeXtBackbone):
+            raise ValueError(
+                "The first token of a ConvNeXt is the mean of its map already: use "
+                f'pooling="token". Received: pooling={pooling!r}'
+            )
         # Not the functional constructor of the base: our backbone takes any image size.
         keras_hub.models.Task.__init__(self, compile=False, name=name)
         self.backbone = backbone
@@ -79,11 +87,12 @@ class ImageClassifier(keras_hub.models.ImageClassifier, metaclass=SubclassedMode
         self.dropout = dropout
         head_dtype = keras.dtype_policies.get(head_dtype or backbone.dtype_policy)
         self.head_norm = None
-        if pooling == "mean":
+        width = feature_dim(backbone, pooling)
+        if pooling == "mean" and isinstance(backbone, ViTBackbone):
             self.head_norm = keras.layers.LayerNormalization(
                 epsilon=backbone.layer_norm_epsilon, dtype=head_dtype, name="head_norm"
             )
-            self.head_norm.build((None, backbone.hidden_dim))
+            self.head_norm.build((None, width))
             if backbone.norm is not None:
                 backbone.norm.trainable = False  # it takes no part
         self.output_dropout = keras.layers.Dropout(dropout, dtype=head_dtype, name="output_dropout")
@@ -94,14 +103,15 @@ class ImageClassifier(keras_hub.models.ImageClassifier, metaclass=SubclassedMode
             dtype=head_dtype,
             name="predictions",
         )
-        self.output_dense.build((None, backbone.hidden_dim))
+        self.output_dense.build((None, width))
         self.built = True
         self.compile()
 
     def features(self, images, training=False):
-        """What the last layer sees: `(batch, hidden_dim)`."""
-        if self.pooling == "token":
-            return self.backbone.pool(self.backbone(images, training=training), "token")
+        """What the last layer sees: `(batch, width of the features)`."""
+        if self.head_norm is None:
+            outputs = self.backbone(images, training=training)
+            return pool_features(self.backbone, outputs, self.pooling)
         outputs = self.backbone(images, training=training, return_intermediate=True)
         return self.head_norm(self.backbone.pool(outputs["intermediate"][-1], "mean"))
 
@@ -129,7 +139,8 @@ class ImageClassifier(keras_hub.models.ImageClassifier, metaclass=SubclassedMode
             metrics: `"auto"` for accuracy.
             learning_rate: with `"auto"`: of the last layer.
             weight_decay: with `"auto"`: not applied to biases, norms, tokens and positions.
-            layer_decay: with `"auto"`: factor per layer downwards, in `(0, 1]`.
+            layer_decay: with `"auto"`: factor per layer downwards, in `(0, 1]`; of backbones that
+                say which layer is which, the transformer and the ConvNeXt.
             total_steps: with `"auto"`: steps of the run, for warm-up (a twentieth) and cosine
                 decay; `None` keeps the learning rate constant.
             **kwargs: of `keras.Model.compile`.
@@ -138,13 +149,15 @@ class ImageClassifier(keras_hub.models.ImageClassifier, metaclass=SubclassedMode
             schedule = learning_rate
             if total_steps is not None:
                 schedule = WarmupCosine(learning_rate, total_steps, total_steps // 20)
+            of_layers = getattr(self.backbone, "layer_decay_multipliers", lambda decay: {})
+            multipliers = of_layers(layer_decay)
             optimizer = AdamW(
                 schedule,
                 weight_decay=weight_decay,
                 beta_1=0.9,
                 beta_2=0.999,
                 exclude_from_weight_decay=self.no_weight_decay(),
-                learning_rate_multipliers=self.backbone.layer_decay_multipliers(layer_decay),
+                learning_rate_multipliers=multipliers,
             )
         super().compile(optimizer=optimizer, loss=loss, metrics=metrics, **kwargs)
 
@@ -222,27 +235,82 @@ class ImageClassifier(keras_hub.models.ImageClassifier, metaclass=SubclassedMode
         """Loads a classifier, or puts a new head on the backbone of any method's preset.
 
         Args:
-            preset: a shipped name, a folder, or a hub handle.
+            preset: name of a shipped or released preset, a folder, the path of an official file, or
+                a hub handle.
             load_weights: `False` for new weights.
             **kwargs: `num_classes` (needed where the preset holds no classifier), `pooling`, ...
+
+        Returns:
+            The class of this module that fits the preset's backbone; for a backbone of keras-hub
+            (`ResNetBackbone`, `EfficientNetBackbone`, ...) keras-hub's own.
         """
         folder = resolve_preset(preset)
         with clear_errors(preset), warnings.catch_warnings():
+            backbone = preset_io.read_json(folder, "config.json", preset)
+            if str(backbone.get("registered_name")).startswith("keras_hub>"):
+                if "preprocessor" not in kwargs:
+                    kwargs["preprocessor"] = preset_io.load_preprocessor(folder, preset)
+                cls = keras_hub.models.ImageClassifier
+                return cls.from_preset(folder, load_weights=load_weights, **kwargs)
             # The classifier has compiled itself, and a preset holds no optimizer.
             warnings.filterwarnings("ignore", message="Skipping variable loading for optimizer")
             return super().from_preset(folder, load_weights=load_weights, **kwargs)
 
 
+# keras-hub finds a task and its preprocessor by the class of the backbone: a pair for each.
+
+
 @keras.saving.register_keras_serializable(package="keras_ssl")
-class ConvNeXtImageClassifier(ImageClassifier):
-    """`ImageClassifier` over a `ConvNeXtBackbone`; keras-hub finds it by the backbone's class."""
+class ConvNeXtImagePreprocessor(ImagePreprocessor):
+    """`ImagePreprocessor` of a `ConvNeXtBackbone`."""
 
     backbone_cls = ConvNeXtBackbone
 
-    def __init__(self, backbone, num_classes: int, preprocessor=None, pooling="token", **kwargs):
-        if pooling != "token":
-            raise ValueError(
-                "The first token of a ConvNeXt is the mean of its map already: use "
-                f'pooling="token". Received: pooling={pooling!r}'
-            )
-        super().__init__(backbone, num_classes, preprocessor, pooling, **kwargs)
+
+@keras.saving.register_keras_serializable(package="keras_ssl")
+class ConvNeXtImageClassifier(ImageClassifier):
+    """`ImageClassifier` over a `ConvNeXtBackbone`."""
+
+    backbone_cls = ConvNeXtBackbone
+
+
+@keras.saving.register_keras_serializable(package="keras_ssl")
+class ResNetImagePreprocessor(ImagePreprocessor):
+    """`ImagePreprocessor` of a `keras_ssl.backbones.ResNet`."""
+
+    backbone_cls = ResNet
+
+
+@keras.saving.register_keras_serializable(package="keras_ssl")
+class ResNetImageClassifier(ImageClassifier):
+    """`ImageClassifier` over a `keras_ssl.backbones.ResNet`."""
+
+    backbone_cls = ResNet
+
+
+@keras.saving.register_keras_serializable(package="keras_ssl")
+class SmallResNetImagePreprocessor(ImagePreprocessor):
+    """`ImagePreprocessor` of a `SmallResNet`."""
+
+    backbone_cls = SmallResNet
+
+
+@keras.saving.register_keras_serializable(package="keras_ssl")
+class SmallResNetImageClassifier(ImageClassifier):
+    """`ImageClassifier` over a `SmallResNet`."""
+
+    backbone_cls = SmallResNet
+
+
+@keras.saving.register_keras_serializable(package="keras_ssl")
+class EfficientNetImagePreprocessor(ImagePreprocessor):
+    """`ImagePreprocessor` of a `keras_ssl.backbones.EfficientNet`."""
+
+    backbone_cls = EfficientNet
+
+
+@keras.saving.register_keras_serializable(package="keras_ssl")
+class EfficientNetImageClassifier(ImageClassifier):
+    """`ImageClassifier` over a `keras_ssl.backbones.EfficientNet`."""
+
+    backbone_cls = EfficientNet

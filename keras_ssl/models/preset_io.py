@@ -32,9 +32,21 @@ def save(model, preset_dir, write, storage_dtype=None, **kwargs) -> None:
         )
     with replacing(preset_dir, stale=_WEIGHTS) as new, without_optimizer(model), alone():
         write(new, **kwargs)
+        encoder = getattr(model, "embedding_backbone", model)
+        if encoder not in (model, model.backbone):
+            _write_encoder(encoder, new, **kwargs)
         for name in os.listdir(new) if storage_dtype else ():
             if name.endswith(".weights.h5"):
                 _halve(os.path.join(new, name))
+
+
+def _write_encoder(encoder, folder, max_shard_size) -> None:
+    """Puts the weights of an encoder in the place of the backbone's."""
+    whole = os.path.join(folder, "model.weights.h5")
+    if os.path.exists(whole):
+        encoder.save_weights(whole)
+    else:
+        encoder.save_weights(whole.replace(".h5", ".json"), max_shard_size=max_shard_size)
 
 
 def _halve(path: str) -> None:
@@ -98,7 +110,12 @@ def load_task(cls, preset, load_weights: bool, kwargs: dict):
                 config["config"][key]["config"]["dtype"] = dtype
         task = saved_cls.from_config({**config["config"], **kwargs})
     if load_weights:
+        asked = getattr(task, "predict_with", None)
+        if asked is not None:  # whose weights were written as the encoder's
+            task.predict_with = config["config"]["predict_with"]
         _load_task_weights(task, folder)
+        if asked is not None:
+            task.predict_with = asked
         warn_of_new_parts(source.get("missing", []), preset)
     return task
 
@@ -131,7 +148,7 @@ def _around_encoder(cls, folder, preset, load_weights, kwargs):
 
 def _load_task_weights(task, folder):
     for name, load in (
-        ("model.weights.h5", task.backbone.load_weights),
+        ("model.weights.h5", task.embedding_backbone.load_weights),
         ("task.weights.h5", task.load_task_weights),
     ):
         path = os.path.join(folder, name)
@@ -153,6 +170,13 @@ def _load_task_weights(task, folder):
             raise ValueError(
                 f"{name} does not fit this architecture. Received: {path!r} ({error})"
             ) from error
+
+
+def load_preprocessor(folder, preset):
+    """The preprocessor that lies in a folder, of whatever class, or None."""
+    if not os.path.exists(os.path.join(folder, "preprocessor.json")):
+        return None
+    return keras.saving.deserialize_keras_object(read_json(folder, "preprocessor.json", preset))
 
 
 def read_json(folder, name, preset):

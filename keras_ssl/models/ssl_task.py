@@ -371,8 +371,22 @@ class SSLTask(PlannedTraining, keras_hub.models.Task, metaclass=SubclassedModelT
                 config[key] = keras.saving.deserialize_keras_object(config[key])
         return cls(**config)
 
+    # What others take from a preset as its encoder (`model.weights.h5`) is the one that `predict`
+    # uses: where a method is evaluated by its teacher, the student is among the other weights.
+
+    def save_task_weights(self, filepath):
+        """Writes all weights but those of `embedding_backbone`."""
+        keras.saving.save_weights(self, filepath, objects_to_skip=[self.embedding_backbone])
+
+    def load_task_weights(self, filepath):
+        """Reads what `save_task_weights` wrote."""
+        keras.saving.load_weights(self, filepath, objects_to_skip=[self.embedding_backbone])
+
     def save_to_preset(self, preset_dir, max_shard_size=10, storage_dtype=None):
         """Saves configuration and the full state to a folder.
+
+        Its encoder, for `Backbone.from_preset` and classifiers, is the one that `predict` uses:
+        of DINO and DINOv2 the teacher, unless `predict_with="student"`.
 
         The preset is written beside the folder and then takes its place, so that a save that
         fails leaves the old preset whole. Other files of an existing folder (a model card) are
@@ -393,8 +407,9 @@ class SSLTask(PlannedTraining, keras_hub.models.Task, metaclass=SubclassedModelT
         """Loads a model with its whole state.
 
         Args:
-            preset: name of a preset that ships with keras_ssl (`keras_ssl.list_presets()`), a
-                folder made by `save_to_preset`, or a hub handle (`hf://...`, `kaggle://...`).
+            preset: name of a shipped preset or of a released one (`keras_ssl.list_presets(
+                released=True)`), a folder, the path of an official file, or a hub handle
+                (`hf://...`, `kaggle://...`).
             load_weights: `False` for the architecture with new weights.
             **kwargs: constructor arguments that replace the saved ones, e.g. `mask_ratio=0.6`.
                 `backbone=` is refused: it would not fit the saved heads.
