@@ -69,8 +69,12 @@ def from_transformers(folder) -> tuple:
             ours + name[len(theirs) :] if name.startswith(theirs) else name: array
             for name, array in state.items()
         }
+    # No registers are a tensor of no rows there, and none here.
+    empty = sorted(name for name, array in state.items() if not array.size)
+    state = {name: array for name, array in state.items() if array.size}
     # An encoder without its decoder is what fine-tuned checkpoints hold: named in the report.
     report = load_official(model, state, layout)
+    report.ignored.extend(empty)
     described = hf.preprocessing(folder)
     return model, described and preprocessor_for(**described), report
 

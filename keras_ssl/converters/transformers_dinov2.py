@@ -59,7 +59,8 @@ def build(config: hf.Config):
 
 
 def config_of(backbone) -> dict:
-    registers = backbone.num_register_tokens
+    # Without antialiasing it is the architecture that knows no registers.
+    registers = backbone.num_register_tokens or backbone.interpolation_antialias
     name = "dinov2_with_registers" if registers else "dinov2"
     hf.require(
         backbone,
@@ -83,7 +84,7 @@ def config_of(backbone) -> dict:
         "layerscale_value": backbone.layer_scale_init,
         "drop_path_rate": backbone.drop_path_rate,
         "use_swiglu_ffn": backbone.ffn == "swiglu",
-        **({"num_register_tokens": registers} if registers else {}),
+        **({"num_register_tokens": backbone.num_register_tokens} if registers else {}),
         **({} if registers else {"use_mask_token": backbone.use_mask_token}),
         "attention_probs_dropout_prob": 0.0,
         "hidden_dropout_prob": 0.0,
