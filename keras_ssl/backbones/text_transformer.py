@@ -34,8 +34,8 @@ class TextTransformer(keras_hub.models.Backbone, metaclass=SubclassedModelType):
         mlp_ratio: hidden width of the MLP over `hidden_dim`.
         mlp_dim: that width given outright; `None` takes `mlp_ratio`.
         causal: a token sees itself and those before it only (CLIP; not SigLIP).
-        activation: `"quick_gelu"` (OpenAI's CLIP), `"gelu"` (open_clip's) or `"gelu_tanh"`
-            (SigLIP's).
+        activation: `"quick_gelu"` (OpenAI's CLIP), `"gelu"` (open_clip's), `"gelu_tanh"`
+            (SigLIP's), `"relu"` or `"silu"`.
         layer_norm_epsilon: added to the variance.
         dtype: dtype policy.
         name: name of the model.

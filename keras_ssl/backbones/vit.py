@@ -76,7 +76,8 @@ class ViTBackbone(keras_hub.models.Backbone, metaclass=SubclassedModelType):
         qkv_bias: bias on queries, keys and values.
         layer_scale_init: start value of layer scale, or `None` for none.
         ffn: `"mlp"` or `"swiglu"`.
-        activation: `"gelu"` (exact, the papers'), `"gelu_tanh"` or `"quick_gelu"`.
+        activation: of the `"mlp"`: `"gelu"` (exact, the papers'), `"gelu_tanh"`, `"quick_gelu"`,
+            `"relu"` or `"silu"`.
         layer_norm_epsilon: added to the variance in every layer normalisation.
         drop_path_rate: stochastic depth rate of the last block; it grows linearly from 0.
         drop_path_uniform: the same rate in every block (DINOv2).

@@ -12,11 +12,18 @@ import numpy as np
 from keras_ssl.converters.layouts import dense, norm, split_dense
 from keras_ssl.safe_files import inside
 
+# Of several names for one function, the first is the one that is written.
 ACTIVATIONS = {
     "gelu": "gelu",
+    "gelu_python": "gelu",
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
     "quick_gelu": "quick_gelu",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
 }
 _RESAMPLE = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 

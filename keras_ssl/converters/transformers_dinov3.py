@@ -51,14 +51,15 @@ def build(config: hf.Config):
     from keras_ssl.backbones import ViTBackbone
 
     gated = config.get("use_gated_mlp", False)
-    config.must_be(
-        proj_bias=(True,), mlp_bias=(True,), hidden_act=("silu",) if gated else ("gelu",)
-    )
+    config.must_be(proj_bias=(True,), mlp_bias=(True,))
+    if gated:
+        config.must_be(hidden_act=("silu", "swish"))
     config.must_be(value_bias=(config.get("query_bias", True),))
     return ViTBackbone(
         **hf.vit_arguments(config, epsilon=1e-5),
         mlp_dim=config["intermediate_size"],
         ffn="swiglu" if gated else "mlp",
+        **({} if gated else {"activation": config.activation()}),
         qkv_bias=config.get("query_bias", True),
         layer_scale_init=config.get("layerscale_value", 1.0),
         drop_path_rate=config.get("drop_path_rate", 0.0),

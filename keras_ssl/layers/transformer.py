@@ -20,7 +20,13 @@ def quick_gelu(x):
     return x * ops.sigmoid(1.702 * x)
 
 
-ACTIVATIONS = {"gelu": gelu, "gelu_tanh": gelu_tanh, "quick_gelu": quick_gelu}
+ACTIVATIONS = {
+    "gelu": gelu,
+    "gelu_tanh": gelu_tanh,
+    "quick_gelu": quick_gelu,
+    "relu": ops.relu,
+    "silu": ops.silu,
+}
 
 
 def get_activation(name: str):
@@ -128,7 +134,7 @@ class MLP(keras.layers.Layer):
 
     Args:
         hidden_dim: width in the middle.
-        activation: `"gelu"` (exact), `"gelu_tanh"` or `"quick_gelu"`.
+        activation: `"gelu"` (exact), `"gelu_tanh"`, `"quick_gelu"`, `"relu"` or `"silu"`.
         kernel_initializer: initializer of both kernels.
     """
 
