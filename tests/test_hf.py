@@ -61,6 +61,16 @@ MODELS["no registers"] = (*MODELS["registers"][:2], {**SIZES, "num_register_toke
 MODELS["dinov3 without registers"] = (*MODELS["dinov3"][:2], {**SIZES, **MLP, "key_bias": True}, {})
 MODELS["relu"] = (*MODELS["vit"][:2], {**SIZES, **MLP, "hidden_act": "relu"}, MODELS["vit"][3])
 MODELS["dinov3 with silu"] = (*MODELS["dinov3"][:2], {**SIZES, **MLP, "hidden_act": "silu"}, {})
+MODELS["mae without biases"] = (
+    *MODELS["mae"][:2],
+    {
+        **MODELS["mae"][2],
+        **{"qkv_bias": False, "hidden_act": "gelu_new"},
+        # 28 * (61 / 28) < 61, as floats go.
+        **{"decoder_hidden_size": 28, "decoder_intermediate_size": 61},
+    },
+    {},
+)
 RNG = np.random.default_rng(0)
 IMAGES = RNG.normal(size=(2, 16, 16, 3)).astype("float32")
 WIDE = RNG.normal(size=(2, 24, 20, 3)).astype("float32")

@@ -1,5 +1,7 @@
 """transformers' `vit_mae`: MAE with its decoder (`ViTMAEForPreTraining`)."""
 
+import math
+
 from keras_ssl.converters import transformers as hf
 from keras_ssl.converters.layouts import Map, dense, norm, prefixed
 
@@ -33,23 +35,25 @@ def build(config: hf.Config):
     from keras_ssl.backbones import ViTBackbone
     from keras_ssl.models import MAE
 
-    config.must_be(hidden_act=("gelu",))
     backbone = ViTBackbone(
         **hf.vit_arguments(config, epsilon=1e-12),
         mlp_dim=config["intermediate_size"],
         qkv_bias=config.get("qkv_bias", True),
+        activation=config.activation(),
         position_embedding="sincos",
         initializer="mae",
     )
-    if not config.get("qkv_bias", True):
-        config.must_be(qkv_bias=(True,))
+    dim = config.get("decoder_hidden_size", 512)
+    width = config.get("decoder_intermediate_size", 2048)
+    ratio = width / dim
+    if int(dim * ratio) < width:  # the quotient was rounded down
+        ratio = math.nextafter(ratio, math.inf)
     return MAE(
         backbone,
-        decoder_hidden_dim=config.get("decoder_hidden_size", 512),
+        decoder_hidden_dim=dim,
         decoder_num_layers=config.get("decoder_num_hidden_layers", 8),
         decoder_num_heads=config.get("decoder_num_attention_heads", 16),
-        decoder_mlp_ratio=config.get("decoder_intermediate_size", 2048)
-        / config.get("decoder_hidden_size", 512),
+        decoder_mlp_ratio=ratio,
         mask_ratio=config.get("mask_ratio", 0.75),
         normalize_targets=config.get("norm_pix_loss", False),
         pooling=config.get("pooling", "token"),  # not a key of theirs
@@ -65,8 +69,6 @@ def config_of(model) -> dict:
         num_register_tokens=0,
         layer_scale_init=None,
         ffn="mlp",
-        activation="gelu",
-        qkv_bias=True,
         use_final_norm=True,
     )
     dim = model.decoder_hidden_dim

@@ -30,7 +30,8 @@ class MAE(SSLTask):
     Args:
         backbone: a `keras_ssl.backbones.ViTBackbone` without registers or stochastic depth,
             with `initializer="mae"` and `position_embedding="sincos"` in the paper.
-        decoder_hidden_dim: width of the decoder; a multiple of 4 and of `decoder_num_heads`.
+        decoder_hidden_dim: width of the decoder; a multiple of 4 and of `decoder_num_heads`. Its
+            blocks have the encoder's epsilon, activation and `qkv_bias`.
         decoder_num_layers: blocks of the decoder.
         decoder_num_heads: attention heads of the decoder.
         decoder_mlp_ratio: hidden width of the decoder's MLP over its width.
@@ -121,6 +122,8 @@ class MAE(SSLTask):
             TransformerBlock(
                 decoder_num_heads,
                 int(dim * decoder_mlp_ratio),
+                activation=backbone.activation,
+                qkv_bias=backbone.qkv_bias,
                 layer_norm_epsilon=epsilon,
                 dtype=policy,
                 name=f"decoder_block_{i}",
