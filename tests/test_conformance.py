@@ -5,6 +5,7 @@ import pathlib
 
 import conformance_handlers
 import dino_vectors
+import hf_vectors
 import keras
 import numpy as np
 import pytest
@@ -216,6 +217,18 @@ def test_dino_with_normalisation_in_the_head_and_lars(tmp_path):
     dino_vectors.training(tmp_path / "steps.npz", dino_vectors.CONFIG, seed=1)
     status, output = run(tmp_path)
     assert status == 0, output
+
+
+def test_folders_of_transformers(tmp_path):
+    """Settings, sizes and names that no folder of the vectors has."""
+    for name in hf_vectors.FOLDERS:
+        hf_vectors.write(tmp_path / name, name)
+    status, output = run(tmp_path)
+    assert status == 0, output
+    arrays, meta = framework.load(tmp_path / "dinov2" / "golden.npz")
+    arrays["out/masked/last_hidden_state"][0, 3] += 1e-3
+    case = framework.run_case("dinov2", arrays, meta, tmp_path / "dinov2")
+    assert missed(case) == ["out/masked/last_hidden_state"]
 
 
 def test_a_picture_that_is_not_square_with_one_channel(tmp_path):
