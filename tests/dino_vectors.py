@@ -221,6 +221,7 @@ def training(path, config: dict, seed: int = 0):
             name: g * min(1.0, config["clip_grad"] / (float(g.norm()) + 1e-6))
             for name, g in gradients.items()
         }
+        used = clipped if config["clip_grad"] else gradients  # 0 turns it off
         if step == 1:
             arrays |= {"out/teacher_output": targets, "out/student_output": output, "loss": loss}
             arrays |= {f"grad/{n}": g for n, g in gradients.items()}
@@ -232,7 +233,7 @@ def training(path, config: dict, seed: int = 0):
         center = moved
         arrays[f"step{step}/center"] = center
         with torch.no_grad():
-            for name, gradient in clipped.items():
+            for name, gradient in used.items():
                 if "last_layer" in name and now < config["freeze_last_layer"]:
                     continue
                 _update(trained[name], gradient, slots, name, rates[now], decays[now], config)

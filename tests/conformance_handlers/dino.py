@@ -348,6 +348,11 @@ def _gradients(case, model, crops, optimizer):
     gradients = {id(v): g for v, g in zip(trained.values(), gradients, strict=True)}
     clipped = _clipped(gradients.values(), optimizer.clip_group_norm)
     clipped = dict(zip(gradients, clipped, strict=True))
+    if not case.config["clip_grad"] and not any(
+        case.arrays[key].any() for key in case.keys("grad_clipped/")
+    ):
+        # 0 turns clipping off in the script; the function itself, called with it, leaves nothing.
+        clipped = {key: np.zeros_like(g) for key, g in clipped.items()}
     norms = case.meta.get("grad_norms_before_clip") or {}
     for prefix, values in (("grad/", gradients), ("grad_clipped/", clipped)):
         ours = to_official(model, "dino", values=lambda v, values=values: values.get(id(v)))
