@@ -35,15 +35,23 @@ def test_interpolation_is_pytorchs(size, antialias):
     np.testing.assert_allclose(ours, theirs, atol=2e-6)
 
 
-def test_interpolation_with_dinos_offset_is_pytorchs():
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize("size", [(6, 3), (4, 6), (3, 4)])
+def test_interpolation_with_dinos_offset_is_pytorchs(size, antialias):
     table = torch.tensor(RNG.normal(size=(1, 2, 4, 4)).astype("float32"))
-    scale = (6.1 / 4, 3.1 / 4)
+    scale = tuple((n + 0.1) / 4 for n in size)
     theirs = F.interpolate(
-        table, scale_factor=scale, mode="bicubic", recompute_scale_factor=False
-    ).numpy()
-    rows, columns = (bicubic_matrix(4, n, scale=s) for n, s in zip((6, 3), scale, strict=True))
+        table,
+        scale_factor=scale,
+        mode="bicubic",
+        antialias=antialias,
+        recompute_scale_factor=False,
+    )
+    rows, columns = (
+        bicubic_matrix(4, n, scale=s, antialias=antialias) for n, s in zip(size, scale, strict=True)
+    )
     ours = np.einsum("ih,nchw,jw->ncij", rows, table.numpy(), columns)
-    np.testing.assert_allclose(ours, theirs, atol=2e-6)
+    np.testing.assert_allclose(ours, theirs.numpy(), atol=2e-6)
 
 
 def test_interpolation_rows_sum_to_one_and_same_size_is_identity():
