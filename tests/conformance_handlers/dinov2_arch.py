@@ -53,7 +53,7 @@ def _model(case, full):
         case.config["vit"],
         student,
         (size, size, channels),
-        layer_scale_init=student["layerscale"],
+        layer_scale_init=student["layerscale"] or None,
     )
     return Given(
         backbone,
