@@ -252,15 +252,24 @@ def test_optimizer_groups():
     assert not {"bias", "gamma", "beta"} & decayed
 
 
-def test_temperature_warms_up_step_by_step():
-    model = given(warmup_teacher_epochs=3)
-    model.epoch_batches.assign(2)
+@pytest.mark.parametrize("epochs, batches", [(3, 2), (1, 1), (0, 2)])
+def test_temperature_warms_up_step_by_step(epochs, batches):
+    model = given(warmup_teacher_epochs=epochs)
+    model.epoch_batches.assign(batches)
     temperatures = []
     for step in range(8):
         model.seen_batches.assign(step + 1)
         temperatures.append(float(model.current_teacher_temperature()))
-    expected = [*np.linspace(0.04, 0.07, 6), 0.07, 0.07]
+    expected = [*np.linspace(0.04, 0.07, epochs * batches), *[0.07] * 8][:8]
     np.testing.assert_allclose(temperatures, expected, rtol=1e-5)
+
+
+def test_heads_of_different_depth_and_no_clipping():
+    model = given(separate_head=True, num_head_layers=3, ibot_num_head_layers=1, clip_norm=None)
+    assert len(model.dino_head.linears) == 3 and len(model.ibot_head.linears) == 1
+    assert len(model.teacher_ibot_head.linears) == 1
+    optimizer = model.default_optimizer(total_steps=10, batch_size=8, steps_per_epoch=5)
+    assert optimizer.clip_group_norm is None
 
 
 def test_ibot_alone_and_centres_move():

@@ -55,6 +55,7 @@ class DINOv2(SelfDistillation):
         ibot_output_dim: its prototypes; as `output_dim` when `None`.
         ibot_hidden_dim: its hidden width; as `hidden_dim` when `None`.
         ibot_bottleneck_dim: its bottleneck; as `bottleneck_dim` when `None`.
+        ibot_num_head_layers: its linear layers; as `num_head_layers` when `None`.
         dino_weight, ibot_weight, koleo_weight: weights of the three losses.
         centering: `"sinkhorn_knopp"` or `"centering"`.
         num_local_views: local crops, with `augmenter="auto"`; `None` for the recipe's 8.
@@ -72,7 +73,8 @@ class DINOv2(SelfDistillation):
         layer_decay: factor of the learning rate from layer to layer, from the last one down.
         patch_embedding_multiplier: of the patch projection's learning rate, on top of it.
         base_learning_rate: of the default optimizer, for a batch of 1024.
-        clip_norm: joint norm to which the gradients of each network (backbone, heads) are clipped.
+        clip_norm: joint norm to which the gradients of each network (backbone, heads) are clipped;
+            `None` for no clipping.
         predict_with: `"teacher"`, as the paper evaluates, or `"student"`.
         augmenter: makes the views, two global ones first, from images in `[0, 255]`; `"auto"` is
             the paper's at the backbone's image size. With `None` the dataset yields a tuple of
@@ -110,6 +112,7 @@ class DINOv2(SelfDistillation):
         ibot_output_dim: int | None = None,
         ibot_hidden_dim: int | None = None,
         ibot_bottleneck_dim: int | None = None,
+        ibot_num_head_layers: int | None = None,
         dino_weight: float = 1.0,
         ibot_weight: float = 1.0,
         koleo_weight: float = 0.1,
@@ -128,7 +131,7 @@ class DINOv2(SelfDistillation):
         layer_decay: float = 0.9,
         patch_embedding_multiplier: float = 0.2,
         base_learning_rate: float = 4e-3,
-        clip_norm: float = 3.0,
+        clip_norm: float | None = 3.0,
         predict_with: str = "teacher",
         augmenter="auto",
         preprocessor="auto",
@@ -163,11 +166,11 @@ class DINOv2(SelfDistillation):
             preprocessor=preprocessor,
             name=name,
         )
-        dims = output_dim, hidden_dim, bottleneck_dim
+        dims = output_dim, hidden_dim, bottleneck_dim, num_head_layers
         self.dino_head = self._make_head("dino_head", *dims)
         self.ibot_head = self.teacher_ibot_head = None
         if separate_head:
-            given = ibot_output_dim, ibot_hidden_dim, ibot_bottleneck_dim
+            given = ibot_output_dim, ibot_hidden_dim, ibot_bottleneck_dim, ibot_num_head_layers
             dims = tuple(own or dim for own, dim in zip(given, dims, strict=True))
             self.ibot_head = self._make_head("ibot_head", *dims)
         networks = ("backbone", "dino_head", "ibot_head")[: 3 if separate_head else 2]
@@ -184,12 +187,12 @@ class DINOv2(SelfDistillation):
         names = (*names, "teacher_entropy", "teacher_student_kl")
         self.trackers = {name: keras.metrics.Mean(name=name) for name in names}
 
-    def _make_head(self, name, output_dim, hidden_dim, bottleneck_dim):
+    def _make_head(self, name, output_dim, hidden_dim, bottleneck_dim, num_layers):
         head = DINOHead(
             output_dim,
             hidden_dim,
             bottleneck_dim,
-            self.num_head_layers,
+            num_layers,
             normalize_last_layer=False,
             dtype=self.dtype_policy,
             name=name,
@@ -259,7 +262,7 @@ class DINOv2(SelfDistillation):
         step = ops.maximum(ops.convert_to_tensor(self.seen_batches) - 1, 0)
         length = ops.convert_to_tensor(self.epoch_batches) * self.warmup_teacher_epochs
         share = ops.cast(step, "float32") / ops.cast(ops.maximum(length - 1, 1), "float32")
-        share = ops.where(length > 1, ops.minimum(share, 1.0), ops.ones_like(share))
+        share = ops.where(length > 0, ops.minimum(share, 1.0), ops.ones_like(share))
         start = self.warmup_teacher_temperature
         return start + (self.teacher_temperature - start) * share
 
@@ -347,7 +350,7 @@ class DINOv2(SelfDistillation):
                 ),
             },
             clip_group_norm=self.clip_norm,
-            clip_groups=["(^|/)dino_head/", "(^|/)ibot_head/", ""],
+            clip_groups=["(^|/)dino_head/", "(^|/)ibot_head/", ""] if self.clip_norm else None,
         )
 
     def get_config(self):
