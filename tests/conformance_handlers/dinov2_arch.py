@@ -44,8 +44,6 @@ def _model(case, full):
     crops.generator_only("global_crops_scale", "local_crops_scale", "local_crops_size")
     if train["centering"] not in ("centering", "sinkhorn_knopp"):
         raise UnknownOption(f"full_config.train.centering = {train['centering']!r}")
-    if ibot["head_nlayers"] != dino["head_nlayers"] and ibot["separate_head"]:
-        raise UnknownOption("heads of different depth")
     size = crops["global_crops_size"]
     channels = case.arrays["param/student.backbone.patch_embed.proj.weight"].shape[1]
     keras.utils.set_random_seed(0)
@@ -65,6 +63,7 @@ def _model(case, full):
         ibot_output_dim=ibot["head_n_prototypes"],
         ibot_hidden_dim=ibot["head_hidden_dim"],
         ibot_bottleneck_dim=ibot["head_bottleneck_dim"],
+        ibot_num_head_layers=ibot["head_nlayers"],
         dino_weight=dino["loss_weight"],
         ibot_weight=ibot["loss_weight"],
         koleo_weight=dino["koleo_loss_weight"],
@@ -78,7 +77,7 @@ def _model(case, full):
         freeze_last_layer=optim["freeze_last_layer_epochs"],
         layer_decay=optim["layerwise_decay"],
         patch_embedding_multiplier=optim["patch_embed_lr_mult"],
-        clip_norm=optim["clip_grad"],
+        clip_norm=optim["clip_grad"] or None,  # 0 turns it off there
         augmenter=None,
         preprocessor=None,
     )
@@ -101,13 +100,15 @@ class Recording(optimizers.AdamW):
     def build(self, variables):
         if not self.built:
             super().build(variables)
-            groups = self.get_config()["clip_groups"]
+            groups = self.get_config()["clip_groups"] or []
             self.norms = self.add_variable(
                 shape=(len(groups),), dtype="float32", initializer="zeros", name="norms"
             )
 
     def _clip_gradients(self, grads):
         groups = self.get_config()["clip_groups"]
+        if groups is None:
+            return super()._clip_gradients(grads)
         squares = [ops.zeros(()) for _ in groups]
         rows = self.parameter_groups()
         for gradient, variable in zip(grads, self._step.known, strict=True):
@@ -233,7 +234,12 @@ def arch(case: Case):
 
     load()
     local = full["crops"]["local_crops_number"]
-    batches = [_batch(case, step, local) for step in range(1, case.config["steps"] + 1)]
+    steps = range(1, case.config["steps"] + 1)
+    batches = [_batch(case, step, local) for step in steps]
+    # Masks that are given may be more than the model would draw; the buffer has room for them.
+    room = max(int(case.arrays[f"in/step{step}/upperbound"]) for step in steps)
+    own = model.masking.limit
+    model.masking.limit = lambda views: max(room, own(views))
     entries = {entry.official: entry for entry in official_entries(model, "dinov2")}
     keys = case.keys("grad/")
     found = [entries[plain(key[len("grad/") :])] for key in keys]
@@ -249,9 +255,9 @@ def arch(case: Case):
 
     load()
     optimizer.build(model.trainable_variables)
+    clipped = optimizer.get_config()["clip_groups"] or []
     networks = {"": "backbone"} | {
-        pattern: pattern.split(")")[-1].strip("/")
-        for pattern in optimizer.get_config()["clip_groups"][:-1]
+        pattern: pattern.split(")")[-1].strip("/") for pattern in clipped[:-1]
     }
     scales = {
         "dino_local_crops_loss": ("dino_local", model.dino_weight),
@@ -272,7 +278,7 @@ def arch(case: Case):
             if key in case.arrays:
                 case.compare(key, np.float32(logs[ours] / scale))
         norms = as_numpy(optimizer.norms)
-        for pattern, norm in zip(optimizer.get_config()["clip_groups"], norms, strict=True):
+        for pattern, norm in zip(clipped, norms, strict=True):
             key = f"step{step}/grad_norm/{networks[pattern]}"
             if key in case.arrays:
                 case.compare(key, norm)
