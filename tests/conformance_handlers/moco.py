@@ -6,10 +6,10 @@ from gradients import compiled, variable_gradients
 from keras import ops
 from replica_steps import on_processes
 
-from conformance_handlers.framework import Case, as_numpy, handler
+from conformance_handlers.framework import BOUNDS, Case, as_numpy, handler
 from conformance_handlers.initial import check_heads
 from conformance_handlers.optimizers import compare_move
-from conformance_handlers.torch_names import TorchNames, tiny_resnet
+from conformance_handlers.torch_names import TorchNames, pixels, tiny_resnet
 from keras_ssl.models import MoCo
 from keras_ssl.optimizers import sgd
 
@@ -104,9 +104,17 @@ def _gradients(case, model, names):
         lambda: model.compute_loss(x=views, training=True), variables
     )
     if "loss" in case.arrays:
-        case.compare("loss", loss)
+        _compare_loss(case, "loss", loss)
     for key, gradient in zip(keys, gradients, strict=True):
         case.compare(key, names.official(key[len("grad/") :], gradient))
+
+
+def _compare_loss(case, key, loss):
+    """Where every query finds its key, the loss is what is left of logits that cancel."""
+    logits = case.arrays.get("out/logits", np.zeros(1))
+    rounding = 2 * np.finfo("float32").eps * np.abs(logits).max()
+    because = "so small a loss is a difference of logits, known to their rounding"
+    case.compare(key, loss, floor=rounding / BOUNDS["output"], because=because)
 
 
 def _logits(model, views):
@@ -149,7 +157,10 @@ def _step(case, model, names, step, parameters, groups, train):
         for prefix in (f"step{step}/", "out/") if step == 1 else (f"step{step}/",):
             case.compare(f"{prefix}logits", logits)
             case.compare(f"{prefix}labels", labels)
-        case.compare(f"step{step}/loss", loss)
+        if step == 1:
+            _compare_loss(case, "step1/loss", loss)
+        else:
+            case.compare(f"step{step}/loss", loss)
     else:
         per_rank = len(logits) // groups
         theirs = []
@@ -168,14 +179,9 @@ def _step(case, model, names, step, parameters, groups, train):
     for key in case.keys(prefix):
         name = key[len(prefix) :]
         if "running" in name:
-            case.compare(key, names.unbiased(name, _values_at(case, name, len(views[0])), step))
+            count = len(views[0]) * pixels(name, case.config["img_size"])
+            case.compare(key, names.unbiased(name, count, step))
         else:
             case.compare(key, names.official(name))
             if not name.startswith("encoder_k."):
                 compare_move(case, key, names.official(name), parameters[name])
-
-
-def _values_at(case, name, batch):
-    """How many values a channel's statistics are over."""
-    side = case.config["img_size"] // (2 if "layer2" in name else 1)
-    return batch * side * side

@@ -53,6 +53,11 @@ def tiny_resnet(parameters: dict, size: int, channels: int) -> keras.Model:
     return keras.Model(images, x)
 
 
+def pixels(name: str, size: int) -> int:
+    """Positions of a map that a normalisation of `tiny_resnet` is over; block 2 has stride 2."""
+    return (-(-size // 2) if "layer2" in name else size) ** 2
+
+
 class TorchNames:
     """Variables of a model by official names, with arrays turned to PyTorch's layout and back."""
 
