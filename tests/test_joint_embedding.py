@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 from gradients import compiled, input_gradients
 from keras import ops
-from toy import METHODS, fill, to_numpy
+from toy import METHODS, fill, to_numpy, vit
 
 from keras_ssl import losses
 from keras_ssl.layers import ProjectionHead
+from keras_ssl.models import BarlowTwins, VICReg
 
 RNG = np.random.default_rng(0)
 A, B = RNG.normal(size=(2, 7, 5))
@@ -277,6 +278,15 @@ def test_heads_by_table():
     assert shapes(**widths) == ([(6, 8), (8, 7), (7, 4)], [False] * 3, 2)
     with pytest.raises(ValueError, match="hidden_dim"):
         ProjectionHead(4, hidden_dim=[3], num_layers=3)
+
+
+@pytest.mark.parametrize("method", [BarlowTwins, VICReg])
+@pytest.mark.parametrize("hidden, widths", [([], [4]), ([8], [8, 4]), ([8, 7, 6], [8, 7, 6, 4])])
+def test_projectors_of_any_depth(method, hidden, widths):
+    options = dict(projection_hidden_dim=hidden, augmenter=None, preprocessor=None)
+    model = method(vit(), projection_dim=4, **options)
+    model = method.from_config(model.get_config())
+    assert [linear.units for linear in model.projection_head.linears] == widths
 
 
 @pytest.mark.parametrize("name, deviation", [("torch", 3**-0.5), ("haiku", 0.8796), ("glorot", 1)])

@@ -24,8 +24,8 @@ class BarlowTwins(SSLTask):
     Args:
         backbone: any image backbone of keras-hub, Keras or keras_ssl.
         projection_dim: width of `z`.
-        projection_hidden_dim: width of the two hidden layers of `g`, or a list of both;
-            `projection_dim` when `None`.
+        projection_hidden_dim: width of the two hidden layers of `g`, or a list with the width of
+            each, which may be fewer or more; `projection_dim` when `None`.
         off_diagonal_weight: lambda.
         pooling: `"token"` or `"mean"`: how tokens or maps become features.
         augmenter: makes two views from images in `[0, 255]`; `"auto"` is the paper's recipe at
@@ -75,10 +75,11 @@ class BarlowTwins(SSLTask):
         self.projection_dim = projection_dim
         self.projection_hidden_dim = projection_hidden_dim
         self.off_diagonal_weight = off_diagonal_weight
+        hidden = projection_dim if projection_hidden_dim is None else projection_hidden_dim
         self.projection_head = ProjectionHead(
             projection_dim,
-            projection_hidden_dim or projection_dim,
-            num_layers=3,
+            hidden,
+            num_layers=3 if isinstance(hidden, int) else len(hidden) + 1,
             final_batch_norm=False,
             output_bias=False,
             initializer="torch",

@@ -25,8 +25,8 @@ class VICReg(SSLTask):
     Args:
         backbone: any image backbone of keras-hub, Keras or keras_ssl.
         projection_dim: width of `z`.
-        projection_hidden_dim: width of the two hidden layers of `g`, or a list of both;
-            `projection_dim` when `None`.
+        projection_hidden_dim: width of the two hidden layers of `g`, or a list with the width of
+            each, which may be fewer or more; `projection_dim` when `None`.
         similarity: weight of the invariance term.
         variance: weight of the variance term.
         covariance: weight of the covariance term.
@@ -79,10 +79,11 @@ class VICReg(SSLTask):
         )
         self.projection_dim = projection_dim
         self.projection_hidden_dim = projection_hidden_dim
+        hidden = projection_dim if projection_hidden_dim is None else projection_hidden_dim
         self.projection_head = ProjectionHead(
             projection_dim,
-            projection_hidden_dim or projection_dim,
-            num_layers=3,
+            hidden,
+            num_layers=3 if isinstance(hidden, int) else len(hidden) + 1,
             final_batch_norm=False,
             hidden_bias=True,
             output_bias=False,
