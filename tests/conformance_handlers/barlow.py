@@ -48,9 +48,11 @@ def _schedule(model, base, total, batch, per_epoch):
     """The default optimizer and its schedule, which is what a user gets from `compile()`."""
     model.compile(learning_rate=base)
     default = model.default_optimizer(total, batch, per_epoch)
-    # The references warm up over ten epochs however short the run; ours over a tenth of it at most.
-    options = {**default.get_config()["learning_rate"]["config"], "warmup_steps": 10 * per_epoch}
-    return default, schedules.WarmupCosine(**options)
+    # The references warm up over ten epochs however short the run, which may end before the warm-up
+    # does; ours over a tenth of it at most.
+    warmup = 10 * per_epoch
+    options = {**default.get_config()["learning_rate"]["config"], "warmup_steps": warmup}
+    return default, schedules.WarmupCosine(**{**options, "total_steps": max(total, warmup)})
 
 
 @handler("barlow", "barlow_train")

@@ -189,8 +189,9 @@ def _dino(case, options):
         start=options["warmup_teacher_temp"],
         warmup_includes_peak=True,
     )
-    options.must_be(student_temp=0.1, center_momentum=0.9, center_mode="mean")
-    loss, center = DINOLoss(), Center(case.config["prototypes"])
+    options.must_be(center_mode="mean")
+    loss = DINOLoss(options.get("student_temp", 0.1))
+    center = Center(case.config["prototypes"], momentum=options.get("center_momentum", 0.9))
     crops, teacher = (
         [case.input(key) for key in case.keys(f"in/dino/{network}")]
         for network in ("student", "teacher")
