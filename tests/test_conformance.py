@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 import reference_vectors
-from conformance_handlers import framework, scope
+from conformance_handlers import framework, initial, scope
 
 VECTORS = pathlib.Path(__file__).parent / "vectors"
 OFFICIAL = (
@@ -403,6 +403,20 @@ def test_the_references_own_rounding_excuses_no_more_than_itself():
     case.compare("loss", 1e-3 + 4.5e-6)
     assert [row.ok for row in case.rows] == [True, False]
     assert "float64 run" in case.rows[0].note
+
+
+@pytest.mark.parametrize("count", [2, 4, 8, 16, 300])
+def test_initial_values_of_few_elements_are_not_refused_by_chance(count):
+    """Two draws of one distribution agree, whatever their size; another scale is seen."""
+    rng = np.random.default_rng(0)
+
+    def differs(scale):
+        values = rng.normal(size=(2, count)) * [[scale], [1.0]]
+        theirs = dict(mean=values[1].mean(), std=values[1].std())
+        return bool(initial._differences(values[0], theirs))
+
+    assert not any(differs(1.0) for _ in range(300))
+    assert count < 300 or all(differs(1.5) for _ in range(10))
 
 
 def test_a_bound_of_its_own_needs_a_reason():

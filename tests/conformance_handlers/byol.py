@@ -146,7 +146,7 @@ class WithProbe(BYOL):
 
 def _model(case, online):
     config = case.config
-    config.must_be(resnet_v2=False, bn_decay=0.9, bn_eps=1e-5)
+    config.must_be(resnet_v2=False)
     encoder = {n[len(_ENCODER) :]: a for n, a in online.items() if n.startswith(_ENCODER)}
     model = WithProbe(
         haiku_resnet(encoder, config["img_size"]),
@@ -158,6 +158,9 @@ def _model(case, online):
         preprocessor=None,
     )
     model.add_probe(config["num_classes"], online["classifier/w"].shape[0])
+    for layer in model._flatten_layers():
+        if isinstance(layer, layers.BatchNormalization):
+            layer.momentum, layer.epsilon = config["bn_decay"], config["bn_eps"]
     return model
 
 
@@ -277,7 +280,7 @@ def _compare_averages(case, averages, step):
         if what == "hidden":
             case.compare(key, value)
         elif what == "average":
-            case.compare(key, value / (1 - 0.9**passes))
+            case.compare(key, value / (1 - case.config["bn_decay"] ** passes))
         else:
             case.compare(key, np.array(passes))
 

@@ -8,6 +8,8 @@ from conformance_handlers.framework import Case
 
 # Standard errors within which two independent draws may differ. 6 of them: about one in 1e9.
 SIGMAS = 6.0
+# Arrays of fewer values than this have statistics that are not yet normal themselves.
+FEW = 32
 
 
 def check_initialisers(
@@ -83,6 +85,18 @@ def check_heads(
     check_initialisers(case, fresh, tables=tables, names=names)
 
 
+def _mean_tolerance(count, ours, theirs):
+    """How far the means of two draws may be apart, by their standard deviations."""
+    if count >= FEW:
+        return SIGMAS * theirs * np.sqrt(2 / count)
+    # With a deviation from few values, the quotient is Student's t: its quantile for as rare a case
+    # as SIGMAS of a normal, approximately.
+    freedom = 2 * max(count - 1, 1)
+    quantile = np.sqrt(freedom * np.expm1(SIGMAS**2 / freedom))
+    pooled = np.sqrt((ours**2 + theirs**2) / freedom * count)
+    return quantile * pooled * np.sqrt(2 / count)
+
+
 def _differences(ours, theirs):
     mean, std = theirs["mean"], theirs["std"]
     # Some files do not say how far the values reach.
@@ -91,12 +105,16 @@ def _differences(ours, theirs):
         wrong = np.abs(ours - mean).max()
         return [f"expected the constant {mean:g}, off by {wrong:.1e}"] if wrong > 1e-7 else []
     count, problems = ours.size, []
-    tolerance = SIGMAS * std * np.sqrt(2 / count)
+    tolerance = _mean_tolerance(count, ours.std(), std)
     if abs(ours.mean() - mean) > tolerance:
         problems.append(f"mean {ours.mean():.3g}, theirs {mean:.3g} (tolerance {tolerance:.1g})")
     # The standard error of a sample's standard deviation is at most std / sqrt(2 n), for a normal.
     relative = SIGMAS * np.sqrt(1 / count)
-    if abs(ours.std() - std) > relative * std:
+    differs = abs(ours.std() - std) > relative * std
+    if count < FEW:  # the ratio of two deviations is far from normal then, its logarithm less so
+        ratio = max(ours.std(), 1e-30) / std
+        differs = count > 4 and abs(np.log(ratio)) > SIGMAS / np.sqrt(count - 1)
+    if differs:
         problems.append(f"std {ours.std():.3g}, theirs {std:.3g} (tolerance {relative:.1%})")
     # A uniform distribution ends at sqrt(3) standard deviations; a large normal sample never does.
     if count >= 256 and limit < 1.8 * std:
