@@ -7,6 +7,7 @@ import conformance_handlers
 import dino_vectors
 import hf_vectors
 import keras
+import moco_v3_vectors
 import numpy as np
 import pytest
 import reference_vectors
@@ -215,6 +216,21 @@ SMALL_MAE_CONFIG = {
 def test_dino_with_normalisation_in_the_head_and_lars(tmp_path):
     """Steps in plain PyTorch, with options that no official file has."""
     dino_vectors.training(tmp_path / "steps.npz", dino_vectors.CONFIG, seed=1)
+    status, output = run(tmp_path)
+    assert status == 0, output
+
+
+def test_dino_without_clipping(tmp_path):
+    config = {**dino_vectors.CONFIG, "clip_grad": 0, "steps": 1, "use_bn": False}
+    dino_vectors.training(tmp_path / "steps.npz", config, seed=2)
+    status, output = run(tmp_path)
+    assert status == 0, output
+
+
+def test_moco_v3_of_other_epochs_and_every_parameter_tracked(tmp_path):
+    resnet = dict(arch="resnet", width=4, img_size=9, optimizer="lars", lr=0.4, moco_m_cos=False)
+    moco_v3_vectors.write(tmp_path / "a.npz", moco_v3_vectors.CONFIG, seed=1)
+    moco_v3_vectors.write(tmp_path / "b.npz", {**moco_v3_vectors.CONFIG, **resnet}, seed=2)
     status, output = run(tmp_path)
     assert status == 0, output
 
