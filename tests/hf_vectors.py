@@ -53,6 +53,23 @@ FOLDERS = {
     ),
 }
 
+_ALIGN_STAGES = dict(
+    **dict(kernel_sizes=[3, 5], in_channels=[32, 16], out_channels=[16, 40]),
+    **dict(strides=[1, 2], num_block_repeats=[1, 2], expand_ratios=[1, 6]),
+)
+FOLDERS["align"] = (
+    *("AlignConfig", "AlignModel", "clip", [[32, 32]]),
+    dict(
+        projection_dim=16,
+        temperature_init_value=0.3,
+        text_config={k: v for k, v in _TEXT.items() if k != "projection_dim"},
+        vision_config=dict(
+            **dict(image_size=32, width_coefficient=0.25, depth_coefficient=1.0),
+            **_ALIGN_STAGES,
+        ),
+    ),
+)
+
 
 def write(folder, name: str, batch: int = 2):
     config_class, model_class, io, sizes, options = FOLDERS[name]
