@@ -1,5 +1,6 @@
 """Image folders and archives: as a pipeline of batches, or as arrays in memory."""
 
+import itertools
 import os
 import secrets
 import threading
@@ -56,7 +57,11 @@ def image_folder(
     larger than `image_size` is cropped to its centre and resized with antialiasing.
 
     Order: by name, or, with `shuffle`, a new permutation every epoch that depends on `seed` and the
-    epoch only, the same for both kinds of pipeline.
+    epoch only, the same for both kinds of pipeline. `fit` of the methods says which epoch it is in,
+    so a run resumed at `initial_epoch` reads what would have come. Anywhere else a pass over the
+    data is the next epoch, from 0, until `dataset.set_epoch(epoch)` says which one it is to be;
+    where `fit` is given a pipeline made of this one (`dataset.map(...)`), call it in a callback's
+    `on_epoch_begin`.
 
     Broken files: before anything is read, each file's header and end are looked at (about 0.1 ms a
     file; `check=False` leaves that out). What is broken is named in one warning and left out, or
@@ -93,7 +98,7 @@ def image_folder(
         A `tf.data.Dataset` or a `grain.IterDataset`, whose elements are images (B, H, W, 3) uint8,
         or (images, labels (B,) int32). It has the attributes `class_names`, `file_paths` (names
         relative to the root, in unshuffled order), `labels` (N,) or None and `broken_files`
-        {name: reason}; `len(dataset)` is the number of batches.
+        {name: reason}, and the method `set_epoch`; `len(dataset)` is the number of batches.
 
     Raises:
         FileNotFoundError: if there is no such path or subset.
@@ -114,7 +119,10 @@ def image_folder(
     if seed is None:
         seed = secrets.randbits(31)
     make = _grain_dataset if backend == "grain" else _tf_dataset
-    dataset = make(reader, batch_size, shuffle, seed, bool(drop_remainder))
+    passes = Passes()
+    orders = reader.orders(shuffle, seed, passes)
+    dataset = make(reader, batch_size, orders, bool(drop_remainder))
+    dataset.set_epoch = passes.set_epoch
     dataset.class_names = reader.class_names
     dataset.file_paths = reader.files.names
     dataset.labels = reader.labels
@@ -263,6 +271,27 @@ def find_broken_images(
     return {name: why for name, why in zip(files.names, reasons, strict=True) if why}
 
 
+class Passes:
+    """Which epoch each pass over a pipeline is: the next one, or that which `set_epoch` said.
+
+    A pass cannot be told from a look at the first batch, and Keras takes several such looks. So
+    counting is not enough for a run that is to be resumed.
+    """
+
+    def __init__(self):
+        self._count, self._epoch = itertools.count(), None
+
+    def set_epoch(self, epoch: int) -> None:
+        """Makes every pass this epoch, until it is called again."""
+        self._epoch = epoch
+
+    def __iter__(self):
+        return self
+
+    def __next__(self) -> int:
+        return next(self._count) if self._epoch is None else self._epoch
+
+
 class _Reader:
     """The files, their labels, and how to decode one. Remembers which were broken."""
 
@@ -369,16 +398,15 @@ class _Reader:
             )
         return range(0, count - batch_size + 1 if drop_remainder else count, batch_size)
 
-    def orders(self, shuffle, seed) -> Iterator[np.ndarray]:
-        """One order of the rows an epoch, for ever."""
-        count, epoch = len(self.files.names), 0
-        while True:
+    def orders(self, shuffle, seed, passes) -> Iterator[np.ndarray]:
+        """The order of the rows of every pass, for ever."""
+        count = len(self.files.names)
+        for epoch in passes:
             yield (
                 np.random.default_rng((seed, epoch)).permutation(count)
                 if shuffle
                 else np.arange(count)
             )
-            epoch += 1
 
     def read_all(self, verbose):
         def attempt(source):
@@ -472,15 +500,14 @@ def _choose_backend(backend):
 AHEAD = 2
 
 
-def _grain_dataset(reader, batch_size, shuffle, seed, drop_remainder):
+def _grain_dataset(reader, batch_size, orders, drop_remainder):
     import grain
 
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=AHEAD)
-    orders = reader.orders(shuffle, seed)
     starts = reader.batch_starts(batch_size, drop_remainder)
 
     class ImageFolderDataset(grain.IterDataset):
-        """Every iteration is the next epoch; grain's own shuffle would repeat one order."""
+        """Every iteration is a pass of its own; grain's own shuffle would repeat one order."""
 
         def __iter__(self):
             order = next(orders)
@@ -497,10 +524,9 @@ def _grain_dataset(reader, batch_size, shuffle, seed, drop_remainder):
     return ImageFolderDataset()
 
 
-def _tf_dataset(reader, batch_size, shuffle, seed, drop_remainder):
+def _tf_dataset(reader, batch_size, orders, drop_remainder):
     import tensorflow as tf
 
-    orders = reader.orders(shuffle, seed)
     starts = reader.batch_starts(batch_size, drop_remainder)
 
     def rows_of_batches():

@@ -93,7 +93,7 @@ def record_batches(
         batch_size: pictures in a batch of all processes together.
         shuffle: a new order every epoch.
         seed: of the order.
-        epoch: the first epoch.
+        epoch: the first epoch; `fit(initial_epoch=)` sets it as well.
         share: `(index, count)`: which part of every batch this process reads; `None` for what
             `torch.distributed` or JAX say, and whole batches elsewhere.
 

@@ -1,6 +1,8 @@
 """Data sets of tensorflow_datasets."""
 
+import itertools
 import os
+import secrets
 from typing import Any
 
 
@@ -30,7 +32,8 @@ def from_tfds(
         image_key: name of the image feature; grey images become RGB, alpha is dropped.
         label_key: name of the label feature; None for no labels.
         batch_size: int, images a batch.
-        shuffle: whether to shuffle, anew every epoch (in a buffer of 10,000 images).
+        shuffle: whether to shuffle, anew every epoch (in a buffer of 10,000 images). The order
+            depends on `seed` and the epoch only; which epoch a pass is: as in `image_folder`.
         seed: int, for the order. None draws one.
         interpolation: "bilinear", "bicubic", "lanczos" (antialiased) or "nearest".
         crop: True takes the largest centred part of the right aspect ratio; False stretches.
@@ -40,7 +43,7 @@ def from_tfds(
 
     Returns:
         A `tf.data.Dataset` of images (B, H, W, 3) uint8, or (images, labels (B,) int32), with the
-        attribute `class_names`.
+        attribute `class_names` and, where it is shuffled, the method `set_epoch`.
 
     Raises:
         ImportError: if tensorflow_datasets or tensorflow is not installed.
@@ -52,7 +55,7 @@ def from_tfds(
     >>> train = keras_ssl.datasets.from_tfds(builder, "train", image_size=96)
     >>> model.fit(train)
     """
-    from keras_ssl.datasets.folder import _size
+    from keras_ssl.datasets.folder import Passes, _size
 
     try:
         import tensorflow as tf
@@ -119,13 +122,30 @@ def from_tfds(
             return image
         return image, tf.cast(example[label_key], "int32")
 
+    passes = Passes()
     if shuffle:
-        dataset = dataset.shuffle(10_000, seed=seed, reshuffle_each_iteration=True)
+        dataset = _shuffled(tf, dataset, secrets.randbits(31) if seed is None else seed, passes)
     dataset = dataset.map(convert, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     dataset = dataset.batch(batch_size, drop_remainder=drop_remainder).prefetch(2)
     names = getattr(features[label_key], "names", None) if label_key is not None else None
     dataset.class_names = tuple(names or ())
+    if shuffle:
+        dataset.set_epoch = passes.set_epoch
     return dataset
+
+
+def _shuffled(tf, dataset, seed, passes):
+    """The data set in a new order every pass, drawn from the seed and the epoch of the pass."""
+
+    def shuffled(epoch):
+        tf.random.set_seed(seed)  # of this function's graph, in place of the program's
+        return dataset.shuffle(10_000, seed=epoch)
+
+    epochs = tf.data.Dataset.from_generator(
+        lambda: itertools.islice(passes, 1), output_signature=tf.TensorSpec((), "int64")
+    )
+    count = dataset.cardinality()
+    return epochs.flat_map(shuffled).apply(tf.data.experimental.assert_cardinality(count))
 
 
 def _builder(tfds, name_or_builder, data_dir):

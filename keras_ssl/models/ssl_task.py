@@ -204,6 +204,12 @@ class SSLTask(PlannedTraining, keras_hub.models.Task, metaclass=SubclassedModelT
         Arrays are shuffled every epoch and the last incomplete batch of an epoch is left out, as
         in the reference codes. Pass a dataset to decide otherwise.
 
+        The order of arrays, and of the batches of a PyDataset, depends on the model's `seed` and
+        the epoch only, so that a run resumed at `initial_epoch` reads what the uninterrupted one
+        would have. A dataset with an order of its own is told the epoch before each where it has a
+        method `set_epoch(epoch)`, as those of `keras_ssl.datasets` have; other orders are for the
+        dataset to restore. (All this of epochs that are whole passes over the data.)
+
         Args:
             x: images `(N, height, width, channels)`, uint8 or float in `[0, 255]`; or any dataset
                 that `keras.Model.fit` takes, yielding images, `(images, labels)` or dicts with
@@ -223,6 +229,7 @@ class SSLTask(PlannedTraining, keras_hub.models.Task, metaclass=SubclassedModelT
         """
         if x is None:
             raise ValueError("fit() needs images. Received: x=None")
+        set_epoch = getattr(x, "set_epoch", None)
         if data_utils.is_array(x):
             x = keras.tree.map_structure(_to_numpy, x)
             images = data_utils.images_of(x)
@@ -238,7 +245,6 @@ class SSLTask(PlannedTraining, keras_hub.models.Task, metaclass=SubclassedModelT
             seed, share = replicas.common_seed(self, self.seed), replicas.process_share()
             x = data_utils.ArrayBatches(x, batch_size, shuffle, seed, initial_epoch, share)
             steps = len(x)
-            shuffle = False  # Keras would shuffle the order of the batches by an unsaved seed
         else:
             if batch_size is not None or validation_split:
                 raise ValueError(
@@ -251,12 +257,14 @@ class SSLTask(PlannedTraining, keras_hub.models.Task, metaclass=SubclassedModelT
             self._check_images(images)
             batch_size = int(keras.tree.flatten(images)[0].shape[0])  # maybe a tuple of views
             batch_size *= replicas.process_share()[1]  # each process has its own
-            # Keras can shuffle these only, and warns about the others.
-            shuffle = shuffle and isinstance(x, keras.utils.PyDataset)
             steps = data_utils.num_batches(x)
-            if isinstance(x, keras.utils.PyDataset) and x.use_multiprocessing and x.workers > 0:
-                x = WorkerBatches(x, shuffle, self.seed, initial_epoch)
-                shuffle = False
+            if isinstance(x, data_utils.ArrayBatches):
+                x.epoch = initial_epoch or x.epoch
+            elif isinstance(x, keras.utils.PyDataset):
+                processes = x.use_multiprocessing and x.workers > 0
+                if shuffle or processes:
+                    kind = WorkerBatches if processes else data_utils.ShuffledBatches
+                    x = kind(x, shuffle, self.seed, initial_epoch)
         validation_data = self._validation_batches(validation_data, batch_size)
         self._plan(batch_size, steps_per_epoch or steps, epochs, initial_epoch)
         replicas.begin_equal(self)
@@ -266,6 +274,13 @@ class SSLTask(PlannedTraining, keras_hub.models.Task, metaclass=SubclassedModelT
         if self.step_guard is not None:
             # First: what is not finite must not be saved.
             callbacks = [FiniteSteps(self.step_guard), *_as_list(callbacks)]
+        if set_epoch is not None:
+            follow = keras.callbacks.LambdaCallback(
+                on_epoch_begin=lambda epoch, logs: set_epoch(epoch)
+            )
+            callbacks = [follow, *_as_list(callbacks)]
+        if steps_per_epoch == steps:
+            steps_per_epoch = None  # or Keras would begin a pass before its epoch
         # Past `PipelineModel.fit`, which would preprocess on the host: the augmenter does it here.
         return keras.Model.fit(
             self,
@@ -273,7 +288,7 @@ class SSLTask(PlannedTraining, keras_hub.models.Task, metaclass=SubclassedModelT
             epochs=epochs,
             initial_epoch=initial_epoch,
             steps_per_epoch=steps_per_epoch,
-            shuffle=shuffle,
+            shuffle=False,  # Keras would draw the order of the batches by an unsaved seed
             validation_data=validation_data,
             callbacks=callbacks,
             **kwargs,

@@ -68,6 +68,53 @@ class ArrayBatches(keras.utils.PyDataset):
         self.order = self._order()
 
 
+class ShuffledBatches(keras.utils.PyDataset):
+    """The batches of a PyDataset in a new order every epoch.
+
+    The order depends on seed and epoch only, as that of `ArrayBatches`; Keras itself would draw it
+    from a generator that no checkpoint holds.
+
+    Args:
+        dataset: the PyDataset; with threads if it asks for them.
+        shuffle: new order every epoch, where the dataset has an end.
+        seed: of the order; random when `None`.
+        epoch: the first epoch.
+    """
+
+    def __init__(self, dataset, shuffle: bool = True, seed: int | None = None, epoch: int = 0):
+        super().__init__(workers=dataset.workers, max_queue_size=dataset.max_queue_size)
+        self.dataset = dataset
+        self.shuffle = shuffle and dataset.num_batches is not None
+        self.seed = random.getrandbits(32) if seed is None else seed
+        self.epoch = epoch - 1  # Keras ends an epoch before the first
+        self._order = self._new_order()
+
+    @property
+    def num_batches(self):
+        return self.dataset.num_batches
+
+    def _new_order(self):
+        if not self.shuffle:
+            return None
+        rng = np.random.default_rng((self.seed, max(self.epoch, 0)))
+        return rng.permutation(self.num_batches)
+
+    def _row(self, index):
+        """Where the dataset has the batch of this place."""
+        return index if self._order is None else int(self._order[index])
+
+    def __getitem__(self, index):
+        return self.dataset[self._row(index)]
+
+    def on_epoch_begin(self):
+        self.dataset.on_epoch_begin()
+
+    def on_epoch_end(self):
+        self.dataset.on_epoch_end()
+        self.epoch += 1
+        self._order = self._new_order()
+
+
 class MappedBatches(keras.utils.PyDataset):
     """A dataset whose batches go through a function on the host.
 
@@ -82,6 +129,8 @@ class MappedBatches(keras.utils.PyDataset):
         self.dataset, self.function = dataset, function
         self.indexed = isinstance(dataset, keras.utils.PyDataset)
         self._iterator, self._next = None, 0
+        if hasattr(dataset, "set_epoch"):
+            self.set_epoch = dataset.set_epoch
 
     def __len__(self):
         return num_batches(self.dataset)

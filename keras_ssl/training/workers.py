@@ -4,11 +4,10 @@ import concurrent.futures
 import warnings
 from concurrent.futures.process import BrokenProcessPool
 
-import keras
-import numpy as np
+from keras_ssl.training.data import ShuffledBatches
 
 
-class WorkerBatches(keras.utils.PyDataset):
+class WorkerBatches(ShuffledBatches):
     """The batches of a `PyDataset(use_multiprocessing=True)`, with an eye on its workers.
 
     Keras hands such a dataset to a pool that waits for ever for a batch whose worker was killed
@@ -27,24 +26,10 @@ class WorkerBatches(keras.utils.PyDataset):
     """
 
     def __init__(self, dataset, shuffle: bool = False, seed: int | None = None, epoch: int = 0):
-        super().__init__()  # no workers of Keras
-        self.dataset = dataset
-        self.shuffle = shuffle and dataset.num_batches is not None
-        self.seed = np.random.SeedSequence().entropy % 2**32 if seed is None else seed
-        self.epoch = epoch - 1  # Keras ends an epoch before the first
+        super().__init__(dataset, shuffle, seed, epoch)
+        self.workers = 1  # no workers of Keras
         self.ahead = max(dataset.workers, dataset.max_queue_size)
         self._pool, self._futures = None, {}
-        self._order = self._new_order()
-
-    @property
-    def num_batches(self):
-        return self.dataset.num_batches
-
-    def _new_order(self):
-        if not self.shuffle:
-            return None
-        rng = np.random.default_rng((self.seed, max(self.epoch, 0)))
-        return rng.permutation(self.num_batches)
 
     def __getitem__(self, index):
         try:
@@ -77,8 +62,7 @@ class WorkerBatches(keras.utils.PyDataset):
             end = min(end, self.num_batches)
         for place in range(index, end):
             if place not in self._futures:
-                row = place if self._order is None else int(self._order[place])
-                self._futures[place] = self._pool.submit(_make, row)
+                self._futures[place] = self._pool.submit(_make, self._row(place))
         return self._futures.pop(index).result()
 
     def _close(self):
@@ -86,14 +70,9 @@ class WorkerBatches(keras.utils.PyDataset):
             self._pool.shutdown(wait=False, cancel_futures=True)
         self._pool, self._futures = None, {}
 
-    def on_epoch_begin(self):
-        self.dataset.on_epoch_begin()
-
     def on_epoch_end(self):
         self._close()  # workers hold the dataset as it was in this epoch
-        self.dataset.on_epoch_end()
-        self.epoch += 1
-        self._order = self._new_order()
+        super().on_epoch_end()
 
     def __del__(self):
         self._close()
