@@ -482,6 +482,28 @@ def test_a_run_is_not_overwritten_by_accident_nor_resumed_otherwise(place):
     assert "epochs was 2, is 9" in said
 
 
+def test_a_run_is_not_resumed_over_other_pictures(place, tmp_path):
+    shutil.copytree(place / "photos", tmp_path / "photos")
+    run = tmp_path / "run"
+    keras_ssl(
+        *("pretrain", "--config", place / "quiet.yaml", "--epochs", 1),
+        *("--data", tmp_path / "photos", "-o", run),
+    )
+    known = json.loads((run / "data.json").read_text())
+    assert known["files"] == 60
+    keras_ssl("pretrain", "-o", run, "--resume")
+    more = tmp_path / "photos" / "cat" / "more.png"
+    Image.fromarray(toy.images(1)[0]).save(more)
+    said = " ".join(keras_ssl("pretrain", "-o", run, "--resume", code=1).split())
+    assert "60 pictures then, 61 now" in said and f"remove {run / 'data.json'}" in said
+    more.rename(tmp_path / "photos" / "cat" / "00.png")  # another picture of the same name
+    said = " ".join(keras_ssl("pretrain", "-o", run, "--resume", code=1).split())
+    assert "60 pictures then and now, but not of the same names and sizes" in said
+    (run / "data.json").unlink()
+    keras_ssl("pretrain", "-o", run, "--resume")
+    assert json.loads((run / "data.json").read_text())["sha256"] != known["sha256"]
+
+
 def test_debug_shows_where_it_happened(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(app, ["--debug", "pretrain", "--data", "nowhere"])

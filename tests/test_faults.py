@@ -321,3 +321,40 @@ def test_one_broken_picture_among_many(tmp_path):
         np.testing.assert_array_equal(images[123], pictures[124])
     with pytest.raises(ValueError, match="123.png cannot be read.*errors='skip'"):
         FolderImages(tmp_path, 8, errors="raise")[:]
+
+
+def test_what_replaces_a_broken_picture_is_of_its_part_and_class(tmp_path):
+    pictures = toy.images(24, size=8)
+    paths = [tmp_path / "ab"[i // 12] / f"{i:03d}.png" for i in range(24)]
+    for path, picture in zip(paths, pictures, strict=True):
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(picture).save(path)
+    options = dict(image_size=8, holdout=0.25)
+    label = {picture.tobytes(): i // 12 for i, picture in enumerate(pictures)}
+    clean = load_data(tmp_path, **options)
+    parts = [{picture.tobytes() for picture in part} for part in (clean.train, clean.test)]
+    assert [len(part) for part in parts] == [18, 6]
+    for memory_gb in (1.0, 1e-9):
+        for path in paths:
+            whole = path.read_bytes()
+            path.write_bytes(whole[:60] + bytes(len(whole) - 90) + whole[-30:])
+            with pytest.warns(UserWarning, match=f"{path.name} cannot be read"):
+                data = load_data(tmp_path, **options, memory_gb=memory_gb)
+                train, test = (x[np.arange(len(x))] for x in (data.train, data.test))
+            path.write_bytes(whole)
+            assert list(data.broken_files) == [f"{path.parent.name}/{path.name}"]
+            for images, labels, part in (
+                (train, data.train_labels, parts[0]),
+                (test, data.test_labels, parts[1]),
+            ):
+                contents = [image.tobytes() for image in images]
+                assert set(contents) <= part
+                assert [label[content] for content in contents] == labels.tolist()
+    # The folder by itself: labels are those of the pictures that are there.
+    paths[11].write_bytes(bytes(60).join([paths[11].read_bytes()[:60], whole[-30:]]))
+    folder = FolderImages(tmp_path, 8)
+    with pytest.warns(UserWarning, match="011.png cannot be read"):
+        np.testing.assert_array_equal(folder[[11, 12]], pictures[[0, 12]])
+    folder.replace_within(np.arange(24))
+    with pytest.raises(ValueError, match="a/011.png cannot be read, nor any.*same part and class"):
+        folder[11]

@@ -1,5 +1,6 @@
 """Image folders and archives: as a pipeline of batches, or as arrays in memory."""
 
+import hashlib
 import itertools
 import os
 import secrets
@@ -186,7 +187,8 @@ class FolderImages:
 
     `images[rows]` decodes those images, in threads: `(len(rows), height, width, 3)` uint8. So a
     set larger than memory can be batched in any order, which a resumed run needs. Everything else
-    is as in `image_folder`.
+    is as in `image_folder`, but that a file that turns out broken only while decoding is replaced
+    by the next readable image of its class, where there are classes; see `replace_within`.
 
     Args:
         path: a folder, or an archive (.tar, .tar.gz, .tgz, .tar.bz2, .tar.xz, .zip).
@@ -236,6 +238,26 @@ class FolderImages:
         self.file_names = list(self._reader.files.names)
         self.broken_files = self._reader.broken
         self.shape = (len(self.file_names), *self._reader.size, 3)
+        self.replace_within(self.labels)
+
+    def replace_within(self, groups) -> None:
+        """Lets a file that is found broken while decoding be replaced by one of its group only.
+
+        So no picture of one part gets into another, nor under another label. A broken file without
+        a readable one in its group is then an error.
+
+        Args:
+            groups: `(N,)`, equal within a group; None for a single one.
+        """
+        self._reader.groups = None if groups is None else np.asarray(groups)
+
+    def fingerprint(self) -> dict:
+        """Number of the files, and a hash of their names and sizes: equal for the same pictures."""
+        digest = hashlib.sha256()
+        for name, source in zip(self._reader.files.names, self._reader.files.sources, strict=True):
+            size = len(source) if isinstance(source, bytes) else os.path.getsize(source)
+            digest.update(os.fsencode(f"{name}\0{size}\0"))
+        return {"files": len(self), "sha256": digest.hexdigest()}
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -303,6 +325,7 @@ class _Reader:
         self.max_bytes = max_bytes
         self.num_workers = num_workers or os.cpu_count() or 1
         self.broken = {}
+        self.groups = None
         self.lock = threading.Lock()
         self.pool = ThreadPoolExecutor(self.num_workers)
         if check:
@@ -351,11 +374,10 @@ class _Reader:
 
     def __call__(self, row):
         """(image, label) of a row, or the next readable one's in place of a broken file."""
-        count = len(self.files.names)
-        for candidate in range(int(row), int(row) + count):
-            name = self.files.names[candidate % count]
+        for candidate in itertools.chain([row], self.replacements(row)):
+            name = self.files.names[candidate]
             try:
-                return self.decode(self.files.sources[candidate % count]), candidate % count
+                return self.decode(self.files.sources[candidate]), candidate
             except sources.DECODE_ERRORS as error:
                 why = sources.describe(error)
             if self.errors == "raise":
@@ -373,7 +395,19 @@ class _Reader:
                     BrokenImageWarning,
                     stacklevel=2,
                 )
-        raise ValueError(f"No image file can be read. Received: path={self.files.root}")
+        if self.groups is None:
+            raise ValueError(f"No image file can be read. Received: path={self.files.root}")
+        raise ValueError(
+            f"The image file {self.files.names[row]} cannot be read, nor any that could take its "
+            f"place (of the same part and class). Remove it. Received: path={self.files.root}"
+        )
+
+    def replacements(self, row) -> Iterator[int]:
+        """The rows that may stand in for a broken one, the nearest after it first."""
+        rows = np.arange(len(self.files.names))
+        if self.groups is not None:
+            rows = rows[self.groups == self.groups[row]]
+        yield from np.roll(rows, -np.searchsorted(rows, row, "right")).tolist()
 
     def read_batch(self, rows):
         """Images and labels (zeros where there are none) of some rows, decoded in threads."""

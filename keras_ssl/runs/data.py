@@ -32,6 +32,8 @@ class RunData:
         test_masks: bool `(N, height, width)` of the pictures in `test`, or None.
         test_captions: str `(N,)`, or None.
         broken_files: of a folder or archive, {name: reason}; those found while training come in.
+        fingerprint: what must stay as it is for the parts to stay the same: the number of
+            pictures, and of a folder or archive a hash of the files' names and sizes.
     """
 
     name: str
@@ -43,6 +45,12 @@ class RunData:
     test_masks: np.ndarray | None = None
     test_captions: np.ndarray | None = None
     broken_files: dict[str, str] = dataclasses.field(default_factory=dict)
+    fingerprint: dict | None = None
+
+    def __post_init__(self):
+        if self.fingerprint is None:
+            held_out = 0 if self.test is None else len(self.test)
+            self.fingerprint = {"files": len(self.train) + held_out}
 
     def labelled(self, limit: int, seed: int = 0) -> tuple[tuple, tuple] | None:
         """`((images, labels), (images, labels))` to learn and to measure on; None without labels.
@@ -228,12 +236,23 @@ def _from_folder(path, size, holdout, seed, memory_gb):
             y, y_test = y[train], y[test]
         else:
             y, classes = None, ()
+    # What takes the place of a broken picture is of the same part, and of the same class.
+    groups = np.full(len(images), -1)
+    for part, part_labels, first in ((train, y, 0), (test, y_test, len(classes))):
+        if part is not None:
+            groups[part] = first + (0 if part_labels is None else part_labels)
+    images.replace_within(groups)
     bytes_needed = int(np.prod(images.shape))
     if bytes_needed <= memory_gb * 2**30:
         parts = [None if part is None else images[part] for part in (train, test)]
     else:
         parts = [None if part is None else _Rows(images, part) for part in (train, test)]
-    return RunData(name, parts[0], y, parts[1], y_test, classes, broken_files=images.broken_files)
+    return RunData(
+        name,
+        *(parts[0], y, parts[1], y_test, classes),
+        broken_files=images.broken_files,
+        fingerprint=images.fingerprint(),
+    )
 
 
 def _parts(names):

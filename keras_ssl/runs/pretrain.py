@@ -45,15 +45,16 @@ def pretrain(
 ) -> PretrainResult:
     """Pretrains as a configuration says, watches the run, and leaves a folder with everything.
 
-    The folder holds `config.yaml` (every choice), `log.csv` (a row an epoch), `pictures/`,
-    `checkpoint-<epochs>.keras`, and at the end `preset/`, `result.json` and `report.html`. A run
-    that was killed goes on with `resume=True` and ends in the same numbers as if it had not been,
-    on the same backend to the last bit.
+    The folder holds `config.yaml` (every choice), `data.json` (which pictures), `log.csv` (a row an
+    epoch), `pictures/`, `checkpoint-<epochs>.keras`, and at the end `preset/`, `result.json` and
+    `report.html`. A run that was killed goes on with `resume=True` and ends in the same numbers as
+    if it had not been, on the same backend to the last bit.
 
     Args:
         config: a `PretrainConfig`.
         resume: go on with the run in `config.output`, from its last checkpoint; from the start if
-            it has none. What the numbers depend on must be as it was.
+            it has none. What the numbers depend on must be as it was: the choices, and the names
+            and sizes of the pictures (`data.json` in the folder; without it any data is taken).
         overwrite: throw away a run that is there.
         say: called with each line of what is going on; `lambda line: None` for silence.
 
@@ -116,8 +117,11 @@ def pretrain(
             f"A batch is larger than the {len(data.train)} pictures to train on. "
             f"Received: batch_size={config.batch_size}"
         )
+    if found:
+        _check_data(folder / "data.json", data, config)
     if overwrite:
         _throw_away(folder)
+    _write_json(folder / "data.json", data.fingerprint)
     config.to_yaml(folder / "config.yaml")  # what cannot begin leaves no run behind, nor ends one
     labelled = data.labelled(config.knn_images, config.seed)
     if labelled is None:
@@ -210,9 +214,26 @@ def _prepare_folder(folder, config, resume, overwrite):
 
 def _throw_away(folder):
     """The run that was here: its configuration first, so that none of it can be resumed."""
-    for pattern in ("config.yaml", "checkpoint-*.keras", "log.csv", "baselines.json"):
+    for pattern in ("config.yaml", "checkpoint-*.keras", "log.csv", "baselines.json", "data.json"):
         for path in folder.glob(pattern):
             path.unlink()
+
+
+def _check_data(path, data, config):
+    """Refuses to go on with other pictures than the run began with."""
+    if not path.exists():
+        return
+    known, now = json.loads(path.read_text(encoding="utf-8")), data.fingerprint
+    if known == now:
+        return
+    what = f"{known['files']} pictures then, {now['files']} now"
+    if known["files"] == now["files"]:
+        what = f"{now['files']} pictures then and now, but not of the same names and sizes"
+    raise ValueError(
+        "The data is not what the run began with, so pictures that are held out now may have been "
+        "trained on. Put it back as it was, or start a new run; to go on all the same, remove "
+        f"{path}. Received: data={config.data}: {what}"
+    )
 
 
 def _tuples(options):
