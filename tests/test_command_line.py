@@ -504,6 +504,30 @@ def test_a_run_is_not_resumed_over_other_pictures(place, tmp_path):
     assert json.loads((run / "data.json").read_text())["sha256"] != known["sha256"]
 
 
+def test_names_that_are_no_utf8(tmp_path):
+    """A run, its report, embeddings and a search over folders and files of such names."""
+    photos = os.path.join(os.fsencode(tmp_path), b"photos \xfd")
+    for i, picture in enumerate(toy.images(16)):
+        folder = os.path.join(photos, (b"cat", b"\xff\xfe dog")[i % 2])
+        os.makedirs(folder, exist_ok=True)
+        with open(os.path.join(folder, b"\xfc%d.png" % i), "wb") as file:
+            Image.fromarray(picture).save(file, "PNG")
+    data, run = os.fsdecode(photos), tmp_path / "run"
+    settings = {**TINY, "monitor": False, "pictures_every": 0, "epochs": 1, "output": str(run)}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
+    options = ("--config", tmp_path / "run.yaml", "--data", data, "--tensorboard")
+    keras_ssl("pretrain", *options)
+    keras_ssl("pretrain", "-o", run, "--resume")  # the configuration reads back
+    assert "\\xff\\xfe dog" in (run / "report.html").read_text(encoding="utf-8")
+    assert "\\xff\\xfe dog" in (next(run.rglob("labels.tsv"))).read_text(encoding="utf-8")
+    assert runs.load_data(data, 16).class_names == ("cat", "\\xff\\xfe dog")
+    for suffix in ("npz", "parquet"):
+        keras_ssl("embed", run, data, tmp_path / f"index.{suffix}")
+    picture = os.fsdecode(os.path.join(photos, b"cat", b"\xfc0.png"))
+    said = keras_ssl("search", tmp_path / "index.npz", "--picture", picture, "--preset", run)
+    assert "0.png" in said
+
+
 def test_debug_shows_where_it_happened(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(app, ["--debug", "pretrain", "--data", "nowhere"])

@@ -5,9 +5,11 @@ import importlib.util
 import io
 import json
 import os
+import struct
 import tarfile
 import warnings
 import zipfile
+import zlib
 from pathlib import Path
 
 import keras
@@ -18,6 +20,7 @@ from PIL import Image
 import keras_ssl
 from keras_ssl import datasets
 from keras_ssl.datasets import sources
+from keras_ssl.runs import default_image_size, load_data
 
 DATA = Path(datasets.__file__).parent / "data"
 COUNTS = {
@@ -596,6 +599,35 @@ def test_image_folder_needs_a_pipeline(folder, monkeypatch):
     with pytest.raises(ImportError, match="grain is not installed"):
         datasets.image_folder(folder, backend="grain")
     assert len(datasets.load_arrays(folder, 16, verbose=False).images) == 12
+
+
+def test_what_is_no_regular_file_is_not_waited_for(folder):
+    """Pipes and dangling links, with and without a look at every file beforehand."""
+    os.mkfifo(folder / "cat" / "0a.png")
+    os.symlink("nowhere.png", folder / "cat" / "0b.png")
+    reasons = {"cat/0a.png": "not a regular file", "cat/0b.png": "the link points to nothing"}
+    for backend in BACKENDS:
+        for check in (True, False):
+            with pytest.warns(datasets.BrokenImageWarning, match="cat/0a.png"):
+                dataset = datasets.image_folder(folder, 16, check=check, backend=backend)
+                images, _ = collect(dataset)
+            assert len(images) == (12 if check else 14) and dataset.broken_files == reasons
+    with pytest.warns(datasets.BrokenImageWarning, match="2 of 14"):
+        assert len(datasets.load_arrays(folder, 16, verbose=False).images) == 12
+    assert datasets.find_broken_images(folder, verbose=False) == reasons
+    assert default_image_size(folder) == 16
+
+
+def test_image_size_of_a_folder_with_huge_and_broken_headers(folder):
+    header = struct.pack(">IIBBBBB", 30000, 30000, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + b"IHDR" + header
+    chunk += struct.pack(">I", zlib.crc32(b"IHDR" + header))
+    (folder / "cat" / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk)
+    (folder / "cat" / "cut.gif").write_bytes(b"GIF89a")
+    assert default_image_size(folder) == 16
+    with pytest.warns(datasets.BrokenImageWarning, match="bomb"):
+        data = load_data(folder, 8)
+    assert len(data.train) + len(data.test) == 12
 
 
 # --- tensorflow_datasets

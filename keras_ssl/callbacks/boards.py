@@ -124,7 +124,9 @@ def write_projector(folder: str | os.PathLike, model, images, labels=None, side:
     metadata = ""
     if labels is not None:
         lines = (str(label).replace("\t", " ").replace("\n", " ") for label in labels)
-        (folder / "labels.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (folder / "labels.tsv").write_text(
+            "\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace"
+        )
         metadata = '  metadata_path: "labels.tsv"\n'
     (folder / "projector_config.pbtxt").write_text(
         "embeddings {\n"

@@ -180,6 +180,20 @@ def _zip_members(path):
                     yield member.filename, file.read
 
 
+def open_image(source: str | bytes) -> Image.Image:
+    """A file or its content as Pillow's image, of which only the header is read as yet.
+
+    What is no regular file is refused: a pipe would be waited on for ever.
+    """
+    if isinstance(source, bytes):
+        return Image.open(io.BytesIO(source))
+    if not os.path.isfile(source):
+        if os.path.islink(source):
+            raise OSError("the link points to nothing")
+        raise OSError("not a regular file")
+    return Image.open(source)
+
+
 def decode(
     source: str | bytes,
     size: tuple[int, int] | None,
@@ -204,7 +218,7 @@ def decode(
     Returns:
         uint8, (height, width, 3).
     """
-    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+    with open_image(source) as image:
         if size is not None:
             # Acts on JPEG only, and never shrinks below what it is asked for. The mode stays: for
             # grey and CMYK files Pillow's own conversion is the right one.
@@ -256,11 +270,7 @@ def why_broken(source: str | bytes, thorough: bool = False) -> str | None:
     that are empty, no image, or cut off. `thorough=True` decodes.
     """
     try:
-        if not isinstance(source, bytes) and not os.path.isfile(source):
-            if os.path.islink(source):
-                raise OSError("the link points to nothing")
-            raise OSError("not a regular file")
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        with open_image(source) as image:
             kind = image.format
         if not thorough and _is_cut_off(source, kind):
             thorough = True  # trailing rubbish looks the same: only decoding can tell
@@ -319,7 +329,7 @@ def label_by_folder(
         root: for the error message.
 
     Returns:
-        (int32 labels (N,) or None, class names).
+        (int32 labels (N,) or None, class names); bytes of a name that are no UTF-8 as `\\xff`.
     """
     if labels not in ("auto", "inferred", None):
         raise ValueError(f"labels must be 'auto', 'inferred' or None. Received: labels={labels}")
@@ -347,4 +357,11 @@ def label_by_folder(
         return None, ()
     classes = sorted({folder[0] for folder in folders})
     index = {name: label for label, name in enumerate(classes)}
-    return np.array([index[folder[0]] for folder in folders], "int32"), tuple(classes)
+    return np.array([index[folder[0]] for folder in folders], "int32"), tuple(
+        map(display_name, classes)
+    )
+
+
+def display_name(name: str) -> str:
+    """A file's name as text that can be written: bytes that are no UTF-8 as `\\xff`."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")

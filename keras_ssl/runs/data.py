@@ -10,7 +10,14 @@ from PIL import Image
 
 from keras_ssl.datasets import from_tfds, load_emoji
 from keras_ssl.datasets.folder import FolderImages
-from keras_ssl.datasets.sources import ARCHIVE_SUFFIXES, find_images, label_by_folder
+from keras_ssl.datasets.sources import (
+    ARCHIVE_SUFFIXES,
+    DECODE_ERRORS,
+    display_name,
+    find_images,
+    label_by_folder,
+    open_image,
+)
 from keras_ssl.evaluation import label_fraction
 
 _TRAIN = ("train", "training", "unlabeled")
@@ -94,9 +101,9 @@ def default_image_size(source: str | os.PathLike) -> int:
     files, sides = find_images(path, None, 0).sources, []
     for file in files[:: max(1, len(files) // 64)]:
         try:
-            with Image.open(file) as picture:  # reads the header only
+            with open_image(file) as picture:
                 sides.append(min(picture.size))
-        except OSError:  # is named when the pictures are read
+        except DECODE_ERRORS:  # is named when the pictures are read
             continue
     return min(224, max(16, int(np.median(sides)) // 16 * 16)) if sides else 224
 
@@ -213,7 +220,7 @@ def _from_tfds(name, size, memory_gb):
 def _from_folder(path, size, holdout, seed, memory_gb):
     images = FolderImages(path, size, labels=None)
     rows = _parts(images.file_names)
-    name = path.name.split(".")[0]
+    name = display_name(path.name).split(".")[0]
     if rows is not None:
         labels, classes = {}, {}
         for part, chosen in rows.items():

@@ -50,7 +50,10 @@ class Embeddings:
         return SimilarityIndex(self.vectors).search(vectors, count)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes `.npz`, or `.parquet` (columns `name`, `embedding`) where pyarrow is installed."""
+        """Writes `.npz`, or `.parquet` (columns `name`, `embedding`) where pyarrow is installed.
+
+        Bytes of a name that are no UTF-8 become `\\xff` in `.parquet`.
+        """
         path = pathlib.Path(path)
         kind = _kind(path)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,11 +71,11 @@ class Embeddings:
             width = self.vectors.shape[1]
             flat = arrow.array(self.vectors.reshape(-1))
             columns = {
-                "name": arrow.array(self.names, arrow.string()),
+                "name": arrow.array(map(sources.display_name, self.names), arrow.string()),
                 "embedding": arrow.FixedSizeListArray.from_arrays(flat, width),
             }
             table = arrow.table(columns).replace_schema_metadata(
-                {"root": self.root, "model": self.model}
+                {"root": os.fsencode(self.root), "model": os.fsencode(self.model)}
             )
             parquet.write_table(table, unfinished)
         os.replace(unfinished, path)
@@ -105,8 +108,8 @@ class Embeddings:
             return cls(
                 vectors.values.to_numpy(zero_copy_only=False).reshape(len(vectors), -1),
                 table["name"].to_pylist(),
-                notes.get(b"root", b"").decode(),
-                notes.get(b"model", b"").decode(),
+                os.fsdecode(notes.get(b"root", b"")),
+                os.fsdecode(notes.get(b"model", b"")),
             )
         except Exception as error:  # whatever numpy, zipfile and arrow make of a damaged file
             raise ValueError(
