@@ -1,13 +1,15 @@
 """Pictures in ArrayRecord shards: read in any order, by any number of processes."""
 
 import os
+import threading
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from keras_ssl.datasets import sources
-from keras_ssl.datasets.folder import _size
+from keras_ssl.datasets.folder import BrokenImageWarning, _size
 from keras_ssl.training.data import ArrayBatches
 from keras_ssl.training.replicas import process_share
 
@@ -25,10 +27,16 @@ class RecordImages:
         decode: from a record's bytes to uint8 `(height, width, 3)` of that size; `None`: an encoded
             picture, its largest centred part of the right aspect ratio, resized.
         num_threads: to decode in.
+        errors: for records that cannot be read or decoded: `"skip"` names each in a warning and
+            puts the next one in its place, so that the number of rows stays; `"raise"`.
+
+    Attributes:
+        broken_records: `{(path, number of the record in it, from 0): reason}` of those found.
 
     Raises:
         ImportError: array_record is not installed.
         FileNotFoundError: a file is not there.
+        ValueError: a file is no ArrayRecord or cut off; with `errors="raise"` a record is broken.
 
     Example:
 
@@ -44,9 +52,13 @@ class RecordImages:
         image_size: int | tuple[int, int],
         decode: Callable | None = None,
         num_threads: int | None = None,
+        errors: str = "skip",
     ):
+        if errors not in ("skip", "raise"):
+            raise ValueError(f"errors must be 'skip' or 'raise'. Received: errors={errors}")
         try:
             from array_record.python.array_record_data_source import ArrayRecordDataSource
+            from array_record.python.array_record_module import ArrayRecordReader
         except ImportError as error:
             raise ImportError("Reading ArrayRecord needs `pip install array_record`.") from error
         self.paths = [os.fspath(path) for path in paths]
@@ -55,8 +67,25 @@ class RecordImages:
             raise FileNotFoundError(f"There are no such files. Received: paths={missing}")
         self.size = _size(image_size)
         self.decode = decode or self._decode
-        self.records = ArrayRecordDataSource(self.paths)
+        self.errors, self.broken_records, self._lock = errors, {}, threading.Lock()
         self.pool = ThreadPoolExecutor(num_threads or os.cpu_count() or 1)
+
+        def count(path):
+            try:
+                reader = ArrayRecordReader(path)
+                number = reader.num_records()
+                reader.close()  # only this says that the file is none
+                return number
+            except RuntimeError as error:
+                raise ValueError(
+                    f"This is no ArrayRecord file, or it is cut off: {error}. Received: {path}"
+                ) from error
+
+        counts = list(self.pool.map(count, self.paths))
+        self.ends = np.cumsum(counts)
+        # The part of each file that is asked for: so they are not counted once more.
+        parts = [f"{path}[0:{n}]" for path, n in zip(self.paths, counts, strict=True)]
+        self.records = ArrayRecordDataSource(parts)
 
     def _decode(self, record):
         return sources.decode(record, self.size, "bilinear", True, (255, 255, 255))
@@ -66,7 +95,39 @@ class RecordImages:
 
     def __getitem__(self, rows) -> np.ndarray:
         rows = np.arange(len(self))[rows].tolist()
-        return np.stack(list(self.pool.map(self.decode, self.records.__getitems__(rows))))
+        try:
+            records = self.records.__getitems__(rows)
+        except RuntimeError:  # one of them is damaged
+            records = [None] * len(rows)
+        return np.stack(list(self.pool.map(self._picture, rows, records)))
+
+    def _picture(self, row, record):
+        """The picture of a row, or the next one's in place of what is broken."""
+        for candidate in (*range(row, len(self)), *range(row)):
+            try:
+                return self.decode(self.records[candidate] if record is None else record)
+            except (*sources.DECODE_ERRORS, RuntimeError) as error:
+                self._report(candidate, sources.describe(error))
+                record = None
+        raise ValueError(f"No record can be read. Received: paths={self.paths}")
+
+    def _report(self, row, why):
+        shard = int(np.searchsorted(self.ends, row, "right"))
+        path, number = self.paths[shard], row - int(np.r_[0, self.ends][shard])
+        if self.errors == "raise":
+            raise ValueError(
+                f"Record {number} of {path} cannot be read: {why}. errors='skip' leaves such "
+                f"records out. Received: errors={self.errors}"
+            )
+        with self._lock:
+            known = (path, number) in self.broken_records
+            self.broken_records[path, number] = why
+        if not known:
+            warnings.warn(
+                f"Record {number} of {path} cannot be read: {why}. The next one takes its place.",
+                BrokenImageWarning,
+                stacklevel=2,
+            )
 
 
 def record_batches(
@@ -80,6 +141,7 @@ def record_batches(
     share: tuple[int, int] | None = None,
     decode: Callable | None = None,
     num_threads: int | None = None,
+    errors: str = "skip",
 ) -> ArrayBatches:
     """Batches of pictures from ArrayRecord files, of which every process reads its share.
 
@@ -89,7 +151,7 @@ def record_batches(
     at `epoch`, on more or fewer hosts, goes on with what would have come.
 
     Args:
-        paths, image_size, decode, num_threads: as for `RecordImages`.
+        paths, image_size, decode, num_threads, errors: as for `RecordImages`.
         batch_size: pictures in a batch of all processes together.
         shuffle: a new order every epoch.
         seed: of the order.
@@ -98,7 +160,11 @@ def record_batches(
             `torch.distributed` or JAX say, and whole batches elsewhere.
 
     Returns:
-        A `keras.utils.PyDataset` for `fit`.
+        A `keras.utils.PyDataset` for `fit`; its `arrays` are the `RecordImages`.
+
+    Raises:
+        ImportError, FileNotFoundError, ValueError: as for `RecordImages`; also if there are fewer
+            records than one batch.
 
     Example:
 
@@ -107,6 +173,11 @@ def record_batches(
     model.fit(keras_ssl.datasets.record_batches(paths, 224, batch_size=4096), epochs=100)
     ```
     """
-    images = RecordImages(paths, image_size, decode, num_threads)
+    images = RecordImages(paths, image_size, decode, num_threads, errors)
+    if len(images) < batch_size:
+        raise ValueError(
+            f"There are only {len(images)} records, fewer than one batch. "
+            f"Received: batch_size={batch_size}, paths={images.paths}"
+        )
     share = process_share() if share is None else share
     return ArrayBatches(images, batch_size, shuffle, seed, epoch, share)

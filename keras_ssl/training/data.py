@@ -186,6 +186,8 @@ def peek(x):
         `(first_batch, x)`; `first_batch` is `None` where `x` cannot be looked into.
     """
     if isinstance(x, keras.utils.PyDataset):
+        if num_batches(x) == 0:
+            raise ValueError(f"The dataset is empty: it has no batch. Received: x={x}")
         return x[0], x
     if hasattr(x, "__next__"):
         try:
