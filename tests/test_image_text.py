@@ -142,6 +142,44 @@ def test_pairs_in_every_form(model):
         model.fit(PICTURES)
 
 
+@pytest.mark.parametrize("make", [clip, align])
+def test_ids_that_are_none_are_refused(make):
+    """Before any step, with the value and the size of the vocabulary, in any form."""
+    model = make()
+    count = model.text_backbone.vocabulary_size
+    good = np.ones((16, 6), "int32")
+    good[3, 2] = count - 1
+    np.testing.assert_array_equal(model.tokenize(good.astype("float32")), good)
+    weights = model.get_weights()
+    for value, message in ((count, rf"\[0, {count - 1}\].*has {count}.*id {count}"), (-1, "id -1")):
+        bad = good.copy()
+        bad[3, 2] = value
+        for data in (
+            (PICTURES, bad),
+            (PICTURES, ops.convert_to_tensor(bad)),
+            ({"images": PICTURES, "token_ids": bad},),
+            (iter([(PICTURES, bad)]),),
+        ):
+            with pytest.raises(ValueError, match=message):
+                model.fit(*data, verbose=0)
+        for call in (model.encode_text, lambda ids: model.evaluate(PICTURES, ids, verbose=0)):
+            with pytest.raises(ValueError, match=message):
+                call(bad)
+    for bad, message in (
+        (good * np.nan, "whole numbers. Received: nan"),
+        (good + 0.5, "whole numbers. Received: 1.5"),
+        (np.full((16, 6), "cat"), 'strings go under "texts"'),
+        (good[0], r"shape \(6,\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.fit({"images": PICTURES, "token_ids": bad}, verbose=0)
+    for before, after in zip(weights, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(before, after)
+    model.tokenizer = lambda texts: np.full((len(texts), 6), count)
+    with pytest.raises(ValueError, match="Does the tokenizer belong to it"):
+        model.encode_text("a cat")
+
+
 def test_which_pairs_fit(model):
     """Captions of the own image, of other pictures of the same thing, and equal captions."""
     texts = [["a cat", "cat"], ["a dog", None], ["cat", "pet"], ["a cow", "cow"]]

@@ -273,8 +273,11 @@ class ImageTextTask(PairTraining, SSLTask):
 
         Returns:
             float32 `(N, projection_dim)`.
+
+        Raises:
+            ValueError: ids are no whole numbers, or outside the text encoder's vocabulary.
         """
-        ids = np.asarray(ops.convert_to_numpy(self.tokenize(texts)), "int32")
+        ids = np.asarray(self.tokenize(texts), "int32")
         batch_size = min(batch_size, max(1, len(ids)))
         ragged = -len(ids) % batch_size  # a full last batch: the step is compiled once
         padded = np.concatenate([ids, ids[:1].repeat(ragged, axis=0)])

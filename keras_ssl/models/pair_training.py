@@ -29,6 +29,8 @@ class PairTraining:
         texts = batch.pop("texts", None)
         if texts is not None:
             batch["token_ids"] = self.tokenize(texts)
+        elif "token_ids" in batch:
+            batch["token_ids"] = self._check_ids(batch["token_ids"])
         if "images" not in batch or "token_ids" not in batch:
             raise ValueError(
                 'A batch that is a dict needs the keys "images" and "texts" (or "token_ids"). '
@@ -44,13 +46,41 @@ class PairTraining:
     def tokenize(self, texts) -> np.ndarray:
         """Ids `(N, L)` or `(N, C, L)` of strings; ids stay as they are."""
         if not is_text(texts):
-            return np.asarray(texts) if isinstance(texts, (list, tuple)) else texts
+            return self._check_ids(texts)
         if self.tokenizer is None:
             raise ValueError(
                 "This model has no tokenizer: pass `tokenizer=` when you build it, or ids in place "
                 "of strings."
             )
-        return tokenize(texts, self.tokenizer)
+        return self._check_ids(tokenize(texts, self.tokenizer))
+
+    def _check_ids(self, token_ids) -> np.ndarray:
+        """Ids as an array; refused where the text encoder has no such embedding.
+
+        What a backend makes of them differs, and is never said: negative ones count from the end,
+        too large ones give NaN or end the process of a GPU.
+        """
+        if not isinstance(token_ids, (np.ndarray, list, tuple)):
+            token_ids = ops.convert_to_numpy(token_ids)
+        ids = np.asarray(token_ids)
+        if ids.dtype.kind not in "iuf" or ids.ndim not in (2, 3):
+            raise ValueError(
+                'Token ids must be whole numbers (N, L) or (N, C, L); strings go under "texts". '
+                f"Received: token_ids of dtype {ids.dtype}, shape {ids.shape}"
+            )
+        if ids.dtype.kind == "f":
+            bad = ids[~np.isfinite(ids) | (ids != np.rint(ids))]
+            if bad.size:
+                raise ValueError(f"Token ids must be whole numbers. Received: {bad[0]}")
+            ids = ids.astype("int32")
+        count = getattr(self.text_backbone, "vocabulary_size", None) or 2**31
+        if ids.size and not 0 <= ids.min() <= ids.max() < count:
+            bad = ids.min() if ids.min() < 0 else ids.max()
+            raise ValueError(
+                f"Token ids must lie in [0, {count - 1}]: the text encoder's vocabulary has "
+                f"{count}. Does the tokenizer belong to it? Received: the id {bad}"
+            )
+        return ids
 
     def _data(self, x, y=None):
         """Arrays as a dict of arrays, a dataset as one of such dicts."""
