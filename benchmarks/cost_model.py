@@ -152,7 +152,19 @@ def cost(
         rematerialize: keep a layer's input only.
         gradient_bytes: of a number when gradients are exchanged.
         number_bytes: of a number that is kept for the backward pass.
+
+    Raises:
+        ValueError: an unknown method, a count below 1, or a share outside [0, 1).
     """
+    if method not in METHODS:
+        raise ValueError(f"`method` must be one of {list(METHODS)}. Received: method={method!r}")
+    counts = dict(batch=batch, devices=devices, image=image, patch=patch, text_tokens=text_tokens)
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"`{name}` must be 1 or more. Received: {name}={value}")
+    for name, value in dict(mask_ratio=mask_ratio, drop_path=drop_path).items():
+        if not 0 <= value < 1:
+            raise ValueError(f"`{name}` must lie in [0, 1). Received: {name}={value}")
     network = size if isinstance(size, Network) else Network.named(size)
     plan, dim, own = METHODS[method], network.dim, batch / devices
     widths = plan["head"](dim) if head is None else head

@@ -86,3 +86,17 @@ def test_a_run_leaves_preset_log_and_figures(recipe, monkeypatch, tmp_path):
     os.rename(output, accuracy.folder(str(tmp_path), "simclr", "emoji"))
     rows = list(accuracy.table(str(tmp_path), ["emoji"]))
     assert f"| SimCLR | {100 * result['trained']['knn']:.1f} |" in rows[-1]
+
+
+def test_the_cost_model_refuses_what_is_no_run(monkeypatch):
+    monkeypatch.syspath_prepend(os.path.join(ROOT, "benchmarks"))
+    cost = importlib.import_module("cost_model").cost
+    assert cost("mae", devices=1).flops > 0
+    for options, message in (
+        (dict(method="nothing"), "must be one of .*'mae'.*Received: method='nothing'"),
+        (dict(method="mae", devices=0), "`devices` must be 1 or more"),
+        (dict(method="mae", patch=0), "`patch` must be 1 or more"),
+        (dict(method="mae", mask_ratio=1.5), r"`mask_ratio` must lie in \[0, 1\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            cost(**options)

@@ -236,6 +236,11 @@ def test_loss_and_metrics_are_the_models_own(small):
         (PICTURES[..., :1], "Repeat the grey channel"),
         (np.zeros((4, 20, 20, 4), "uint8"), "alpha"),
         (PICTURES[:0], "no images"),
+        (PICTURES[:, :0], "no pixels"),
+        (None, "needs images. Received: x=None"),
+        ("photos", "not a path: read them with .*image_folder.*'photos'"),
+        ([["a"]], "np.stack. Received: a list of 1"),
+        (list(PICTURES), "np.stack. Received: a list of 24"),
         (PICTURES / 255.0, "multiply by 255"),
         (PICTURES.astype("float32") - 128, "Undo a normalisation"),
         (np.where(np.arange(24)[:, None, None, None] == 5, np.nan, PICTURES), "image 5"),
@@ -246,6 +251,16 @@ def test_wrong_images_are_refused(small, pictures, message):
     for method in (small.fit, small.predict, small.evaluate):
         with pytest.raises(ValueError, match=message):
             method(pictures, verbose=0)
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">u2", "uint64", "longdouble"])
+def test_numbers_of_any_kind_are_pictures(small, dtype):
+    small.compile()
+    expected = small.predict(PICTURES[:8], verbose=0)
+    given = PICTURES[:8].astype(dtype)
+    np.testing.assert_allclose(small.predict(given, verbose=0), expected, atol=1e-5)
+    for method in (small.fit, small.evaluate):
+        method(given, verbose=0)
 
 
 def test_wrong_images_in_a_dataset_are_refused(small):

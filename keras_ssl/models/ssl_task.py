@@ -5,7 +5,6 @@ import contextlib
 import keras
 import keras_hub
 import numpy as np
-from keras import ops
 
 from keras_ssl.augmentation import RECIPES, Views
 from keras_ssl.layers.image_converter import (
@@ -227,11 +226,10 @@ class SSLTask(PlannedTraining, keras_hub.models.Task, metaclass=SubclassedModelT
         Returns:
             A `keras.callbacks.History`.
         """
-        if x is None:
-            raise ValueError("fit() needs images. Received: x=None")
+        data_utils.check_given(x, "fit")
         set_epoch = getattr(x, "set_epoch", None)
         if data_utils.is_array(x):
-            x = keras.tree.map_structure(_to_numpy, x)
+            x = keras.tree.map_structure(data_utils.as_numpy, x)
             images = data_utils.images_of(x)
             self._check_images(images)
             if validation_split:
@@ -279,8 +277,8 @@ class SSLTask(PlannedTraining, keras_hub.models.Task, metaclass=SubclassedModelT
                 on_epoch_begin=lambda epoch, logs: set_epoch(epoch)
             )
             callbacks = [follow, *_as_list(callbacks)]
-        if steps_per_epoch == steps:
-            steps_per_epoch = None  # or Keras would begin a pass before its epoch
+            if steps_per_epoch == steps:
+                steps_per_epoch = None  # or Keras would begin a pass before its epoch
         # Past `PipelineModel.fit`, which would preprocess on the host: the augmenter does it here.
         return keras.Model.fit(
             self,
@@ -300,7 +298,7 @@ class SSLTask(PlannedTraining, keras_hub.models.Task, metaclass=SubclassedModelT
             data = data[0]
         if data is None or not data_utils.is_array(data):
             return data
-        data = keras.tree.map_structure(_to_numpy, data)
+        data = keras.tree.map_structure(data_utils.as_numpy, data)
         images = data_utils.images_of(data)
         self._check_images(images)
         batch_size, share = min(batch_size, len(images)), replicas.process_share()
@@ -317,6 +315,7 @@ class SSLTask(PlannedTraining, keras_hub.models.Task, metaclass=SubclassedModelT
             batch_size: images in a batch, with arrays. Default 32.
             **kwargs: of `keras.Model.evaluate`.
         """
+        data_utils.check_given(x, "evaluate")
         if not self.compiled:
             self.compile()
         if data_utils.is_array(x):
@@ -332,9 +331,10 @@ class SSLTask(PlannedTraining, keras_hub.models.Task, metaclass=SubclassedModelT
             batch_size: images in a batch, with arrays. Default 32.
             **kwargs: of `keras.Model.predict`.
         """
+        data_utils.check_given(x, "predict")
         if not data_utils.is_array(x):
             return np.asarray(keras.Model.predict(self, x, **kwargs), "float32")
-        x = _to_numpy(data_utils.images_of(x))
+        x = data_utils.as_numpy(data_utils.images_of(x))
         self._check_images(x, prepared=self.preprocessor is None)
         batch_size = min(batch_size or 32, len(x))
         ragged = -len(x) % batch_size
@@ -455,7 +455,3 @@ def _as_list(callbacks):
     if isinstance(callbacks, keras.callbacks.CallbackList):
         return callbacks.callbacks
     return callbacks if isinstance(callbacks, (list, tuple)) else [callbacks] if callbacks else []
-
-
-def _to_numpy(x):
-    return x if isinstance(x, np.ndarray) else ops.convert_to_numpy(x)

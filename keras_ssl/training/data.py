@@ -1,6 +1,7 @@
 """What `fit` is given: peeked at, checked, and batched."""
 
 import itertools
+import os
 import random
 
 import keras
@@ -177,6 +178,33 @@ def is_array(x) -> bool:
     return isinstance(x, np.ndarray) or keras.ops.is_tensor(x)
 
 
+def check_given(x, method: str) -> None:
+    """Refuses what is no data at all, before Keras fails on it in other words."""
+    if x is None:
+        raise ValueError(f"{method}() needs images. Received: x=None")
+    if isinstance(x, (str, bytes, os.PathLike)):
+        raise ValueError(
+            f"{method}() needs images, not a path: read them with keras_ssl.datasets.image_folder "
+            f"or load_arrays. Received: x={x!r}"
+        )
+    if isinstance(x, (list, tuple)) and len(getattr(next(iter(x), None), "shape", ())) != 4:
+        raise ValueError(
+            f"{method}() needs an array of images or a dataset of batches; make one of a list with "
+            f"np.stack. Received: a {type(x).__name__} of {len(x)}"
+        )
+
+
+def as_numpy(x) -> np.ndarray:
+    """A tensor or array as an array of a type that every backend takes: not swapped, 64 bits."""
+    x = x if isinstance(x, np.ndarray) else keras.ops.convert_to_numpy(x)
+    dtype = x.dtype.newbyteorder("=")
+    if dtype == "uint64":
+        dtype = np.dtype("int64")
+    if dtype.kind == "f" and dtype.itemsize > 8:
+        dtype = np.dtype("float64")
+    return x.astype(dtype, copy=False)
+
+
 def peek(x):
     """The first batch of a dataset, and the dataset to use instead of it.
 
@@ -257,8 +285,9 @@ def check_images(images, channels: int | None, value_range: tuple[float, float] 
             f"Expected images of shape (batch, height, width, {channels or 'channels'}).{hint} "
             f"Received: shape {shape}"
         )
-    if shape[0] == 0:
-        raise ValueError(f"There are no images. Received: shape {shape}")
+    if 0 in shape:
+        what = "There are no images" if shape[0] == 0 else "The images have no pixels"
+        raise ValueError(f"{what}. Received: shape {shape}")
     if "uint8" in str(images.dtype):
         return
     images = keras.ops.convert_to_numpy(images) if not isinstance(images, np.ndarray) else images
