@@ -138,7 +138,8 @@ def _shuffled(tf, dataset, seed, passes):
     """The data set in a new order every pass, drawn from the seed and the epoch of the pass."""
 
     def shuffled(epoch):
-        tf.random.set_seed(seed)  # of this function's graph, in place of the program's
+        # Of this function's graph, in place of the program's; not 0, which TensorFlow compares.
+        tf.random.set_seed(1 + seed % 2**31)
         return dataset.shuffle(10_000, seed=epoch)
 
     epochs = tf.data.Dataset.from_generator(
