@@ -341,13 +341,17 @@ def _cache() -> str:
     return os.path.join(home, "keras_ssl")
 
 
+# What is kept of older ones is made again. Raise it where a conversion would come out otherwise.
+CONVERSION = 2
+
+
 def _fingerprint(source: str, entry: dict) -> str:
     """What a conversion depends on: which files, their sizes and times, and how they are read."""
     real = os.path.realpath(source)
     paths = [source, source + ".index"]
     if os.path.isdir(source):
         paths = [os.path.join(source, name) for name in sorted(os.listdir(source))]
-    facts = [real, entry.get("layout"), entry.get("options")]
+    facts = [CONVERSION, real, sorted(_how(entry).items())]
     for path in paths:
         if os.path.isfile(path):
             stat = os.stat(path)
@@ -359,8 +363,67 @@ def _converted(source: str, entry: dict) -> str:
     """The folder that a released folder or file becomes, made on first use."""
     name = re.sub(r"[^\w.-]+", "_", os.path.basename(os.path.normpath(source)))
     folder = os.path.join(_cache(), "converted", f"{name}-{_fingerprint(source, entry)}")
-    if os.path.isfile(os.path.join(folder, "source.json")):
-        return folder
+    if not os.path.isfile(os.path.join(folder, "source.json")):
+        convert_official(source, folder, **_how(entry))
+    return folder
+
+
+def _how(entry: dict) -> dict:
+    """What of a registry's entry a conversion depends on."""
+    return {key: entry[key] for key in ("layout", "options", "preprocessing") if key in entry}
+
+
+def convert_official(
+    source: str,
+    folder: str,
+    layout: str | None = None,
+    options: dict | None = None,
+    preprocessing: dict | None = None,
+):
+    """Writes the preset that a released folder or file becomes.
+
+    Args:
+        source: a folder in the transformers layout, or a file as for
+            `keras_ssl.converters.from_official`.
+        folder: where to write.
+        layout: of a file; recognised when `None`.
+        options: of a file's backbone, where the file does not tell.
+        preprocessing: of `preprocessor_for`, where the source has none of its own; the layout's
+            when `None`.
+
+    Returns:
+        The `LoadReport`.
+
+    Raises:
+        ValueError: the source is nothing known or does not fit, or no preset can hold it.
+    """
+    from keras_ssl import converters
+    from keras_ssl.layers.image_converter import preprocessor_for
+
+    preprocessor = None
+    if os.path.isdir(source):
+        model, preprocessor, report = converters.from_transformers(source)
+    else:
+        model, report = converters.from_official(source, layout, **options or {})
+    if preprocessor is None and preprocessing is not None:
+        preprocessor = preprocessor_for(**preprocessing)
+    save_converted(model, folder, source, report, preprocessor)
+    return report
+
+
+def save_converted(model, folder: str, source: str, report, preprocessor=None) -> None:
+    """Writes a model with loaded weights as a preset that knows what its source lacked.
+
+    Args:
+        model: a method, or an encoder alone.
+        folder: where to write; it also gets a `source.json`, which says what came from where.
+        source: what the weights were read from.
+        report: the `LoadReport`.
+        preprocessor: how the source makes pictures ready; as its layout does when `None`.
+
+    Raises:
+        ValueError: no preset can hold the model.
+    """
     from keras_ssl import converters
     from keras_ssl.layers.image_converter import (
         default_preprocessor,
@@ -368,20 +431,15 @@ def _converted(source: str, entry: dict) -> str:
         preprocessor_for,
     )
 
-    if os.path.isdir(source):
-        model, preprocessor, report = converters.from_transformers(source)
-    else:
-        options = entry.get("options") or {}
-        model, report = converters.from_official(source, entry.get("layout"), **options)
-        preprocessor = None
-    if preprocessor is None and "preprocessing" in entry:
-        preprocessor = preprocessor_for(**entry["preprocessing"])
     if not hasattr(model, "save_to_preset"):
         raise ValueError(
             "The file holds an encoder that no class of keras_hub expresses, so it cannot be a "
             "preset by itself: model, report = keras_ssl.converters.from_official(path), then "
             f"build a method over it. Received: {source!r}"
         )
+    if preprocessor is None:
+        known = converters.official_preprocessing(model, report.layout)
+        preprocessor = known and preprocessor_for(**known)
     whole = hasattr(model, "backbone")  # a method, not an encoder alone
     if whole and preprocessor is not None:
         model.preprocessor = preprocessor
@@ -398,7 +456,6 @@ def _converted(source: str, entry: dict) -> str:
         }
         with open(os.path.join(new, "source.json"), "w", encoding="utf-8") as file:
             json.dump(described, file, indent=2)
-    return folder
 
 
 def warn_of_new_parts(parts: list[str], preset) -> None:

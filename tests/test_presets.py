@@ -313,6 +313,42 @@ def test_files_that_are_nothing_known(tmp_path):
     assert_same(model, model) and model.hidden_dim == 16
 
 
+def test_preprocessing_by_path_is_that_by_name(tmp_path, monkeypatch):
+    """A file says nothing of its pictures; its source does, and the registry says the same."""
+    entries = keras_ssl.list_presets(shipped=False, released=True)
+    bilinear_or_not = {"torchvision_resnet"}  # DINO's ResNet is bicubic, the others are not
+    for name, entry in entries.items():
+        if "preprocessing" in entry and entry["layout"] not in bilinear_or_not:
+            model = vit(image_shape=(224, 224, 3), patch_size=112)
+            found = converters.official_preprocessing(model, entry["layout"])
+            assert {k: list(v) if isinstance(v, tuple) else v for k, v in found.items()} == (
+                entry["preprocessing"]
+            ), name
+    state = converters.to_official(wide(), "timm_vit")
+    np.savez(tmp_path / "vit.npz", **state)
+    folder = keras_ssl.resolve_preset(str(tmp_path / "vit.npz"))
+    preprocessor = keras_hub.models.ImageClassifierPreprocessor.from_preset(folder)
+    converter = preprocessor.image_converter
+    assert converter.image_size == (16, 16) and converter.crop_fraction == 0.875
+    # DINOv2's files are of 518 pixels and evaluated at 224.
+    large = vit(image_shape=(518, 518, 3), patch_size=259, layer_scale_init=1.0)
+    assert converters.official_preprocessing(large, "dinov2")["image_size"] == (224, 224)
+
+
+def test_a_conversion_is_made_again_where_it_would_be_another(tmp_path, monkeypatch):
+    np.savez(tmp_path / "vit.npz", **converters.to_official(wide(), "timm_vit"))
+    entry = {"layout": "timm_vit", "licence": "free"}
+    first = presets._converted(str(tmp_path / "vit.npz"), entry)
+    assert presets._converted(str(tmp_path / "vit.npz"), {**entry, "licence": "none"}) == first
+    other = {"image_size": (8, 8), "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    second = presets._converted(str(tmp_path / "vit.npz"), {**entry, "preprocessing": other})
+    converter = keras_hub.models.ImageClassifierPreprocessor.from_preset(second).image_converter
+    assert converter.image_size == (8, 8)
+    monkeypatch.setattr(presets, "CONVERSION", presets.CONVERSION + 1)
+    third = presets._converted(str(tmp_path / "vit.npz"), entry)
+    assert len({first, second, third}) == 3
+
+
 # === Going on ===
 
 

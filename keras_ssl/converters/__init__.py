@@ -1,6 +1,8 @@
 """Weights in and out of the layouts of transformers, timm and the papers' repositories."""
 
 from keras_ssl.converters.build import from_official as from_official
+from keras_ssl.converters.build import official_preprocessing as official_preprocessing
+from keras_ssl.converters.build import recognise as recognise
 from keras_ssl.converters.convert import LoadReport as LoadReport
 from keras_ssl.converters.convert import load_official as load_official
 from keras_ssl.converters.convert import official_entries as official_entries

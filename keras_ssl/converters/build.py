@@ -11,6 +11,16 @@ from keras_ssl.converters.files import read_state_dict
 _HEADS = {128: 4, 192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16, 1536: 24}
 _HEADS_MOCO_V3 = {**_HEADS, 384: 12}  # its ViT-Small is none of DeiT's
 
+# As the sources evaluate: 224 of 256 pixels, by torchvision's default or by PIL's bicubic. The
+# encoders of MAE and DINO have timm's names.
+_BILINEAR = {"interpolation": "bilinear", "crop_fraction": 0.875}
+_BICUBIC = {**_BILINEAR, "interpolation": "bicubic"}
+_PREPROCESSING = {
+    **dict.fromkeys(("mae", "dino", "dinov2", "timm_vit", "byol"), _BICUBIC),
+    **dict.fromkeys(("moco", "moco_v3", "barlow_twins", "vicreg", "torchvision_resnet"), _BILINEAR),
+    "simclr": {**_BICUBIC, "mean": (0.0,) * 3, "std": (1.0,) * 3},
+}
+
 # A name that only this layout has, first come first served.
 _SIGNATURES = (
     ("moco", r"encoder_q\."),
@@ -31,8 +41,19 @@ _SIGNATURES = (
 def recognise(state: dict) -> str:
     """The layout of tensors, by their names.
 
+    Args:
+        state: a dict from official name to array.
+
+    Returns:
+        A key of `LAYOUTS`.
+
     Raises:
         ValueError: none that is known.
+
+    Example:
+
+    >>> keras_ssl.converters.recognise({"decoder_blocks.0.norm1.bias": np.zeros(8)})
+    'mae'
     """
     for layout, pattern in _SIGNATURES:
         if any(re.match(pattern, name) for name in state):
@@ -74,6 +95,39 @@ def from_official(source, layout: str | None = None, key: str | None = None, **o
     report = load_official(model, state, layout, strict=False)
     _check(model, report, layout)
     return model, report
+
+
+def official_preprocessing(model, layout: str) -> dict | None:
+    """How a layout's source makes pictures ready when it evaluates.
+
+    Args:
+        model: of `from_official`; it gives the image size.
+        layout: a key of `LAYOUTS`.
+
+    Returns:
+        Arguments of `keras_ssl.layers.image_converter.preprocessor_for`; `None` where the source
+        leaves that to other files, or the pictures are none of three channels.
+
+    Example:
+
+    >>> backbone = keras_ssl.backbones.ViTBackbone.from_size("vit_tiny")
+    >>> keras_ssl.converters.official_preprocessing(backbone, "mae")["crop_fraction"]
+    0.875
+    """
+    from keras_ssl.layers.image_converter import IMAGENET_MEAN, IMAGENET_STD, image_shape_of
+
+    height, width, channels = image_shape_of(getattr(model, "backbone", model))
+    if layout not in _PREPROCESSING or channels != 3:
+        return None
+    # DINOv2 ends its training at 518 pixels and is evaluated at 224.
+    most = 224 if layout == "dinov2" else np.inf
+    size = (min(height or 224, most), min(width or 224, most))
+    return {
+        "image_size": size,
+        "mean": IMAGENET_MEAN,
+        "std": IMAGENET_STD,
+        **_PREPROCESSING[layout],
+    }
 
 
 def _check(model, report: LoadReport, layout: str) -> None:

@@ -60,6 +60,7 @@ class LoadReport:
         unexpected: names in the source that the layout does not know.
         ignored: names in the source that the layout knows and this model has no place for.
         left: paths of our variables that the layout has no tensors for; they kept their values.
+        layout: whose names these are.
     """
 
     loaded: dict[str, str]
@@ -67,6 +68,7 @@ class LoadReport:
     unexpected: list[str]
     ignored: list[str]
     left: list[str]
+    layout: str
 
     def __str__(self) -> str:
         lines = [f"loaded {len(self.loaded)} tensors"]
@@ -321,6 +323,7 @@ def load_official(
         unexpected=unexpected,
         ignored=ignored,
         left=[v.path for v in _left(model, table)],
+        layout=layout,
     )
 
 
