@@ -416,13 +416,16 @@ def convert(
     ],
     output: Annotated[str, typer.Argument(help="Folder to write.")],
     layout: Annotated[
-        str | None, typer.Option(help="Of a weight file: mae, timm_vit, dino, moco, ...")
+        str | None,
+        typer.Option(help="Of a weight file: mae, timm_vit, dino, moco, ...; else recognised."),
     ] = None,
     method: Annotated[
-        str | None, typer.Option(help="Whose model a weight file holds; the encoder otherwise.")
+        str | None, typer.Option(help="Whose model a weight file holds, where you build it.")
     ] = None,
-    backbone: Annotated[str, typer.Option(help="Of a weight file.")] = "vit_base",
-    image_size: Annotated[int, typer.Option(help="Of a weight file.")] = 224,
+    backbone: Annotated[
+        str | None, typer.Option(help="Of a weight file; else found by its shapes.")
+    ] = None,
+    image_size: Annotated[int | None, typer.Option(help="Of a weight file.")] = None,
     patch_size: Annotated[int | None, typer.Option(help="Of a weight file.")] = None,
     set_: Annotated[
         list[str] | None,
@@ -440,8 +443,9 @@ def convert(
 
         keras-ssl convert dinov2-small presets/dinov2_small
 
-        keras-ssl convert mae_base.pth presets/mae_base --layout mae
-        --set backbone.position_embedding=sincos
+        keras-ssl convert vit-s-300ep.pth.tar presets/moco_v3_small
+
+        keras-ssl convert vit.npz presets/vit --set backbone.num_heads=5
 
         keras-ssl convert runs/b exported --to transformers
     """

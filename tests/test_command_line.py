@@ -355,10 +355,47 @@ def test_convert_a_file_of_weights(place, tmp_path):
         *("--set", "backbone.num_layers=1", "--set", "backbone.num_heads=2"),
     )
     images = toy.images(3, size=16)
+    loaded = runs.load_model(tmp_path / "preset")
+    assert loaded.preprocessor.image_converter.crop_fraction == 0.875  # as the source evaluates
+    model.preprocessor = loaded.preprocessor
     np.testing.assert_allclose(
-        runs.load_model(tmp_path / "preset").predict(images, verbose=0),
-        model.predict(images, verbose=0),
-        atol=1e-5,
+        loaded.predict(images, verbose=0), model.predict(images, verbose=0), atol=1e-5
+    )
+
+
+def test_convert_finds_what_from_preset_finds(tmp_path, monkeypatch):
+    """Settings that no shape tells: MoCo v3's heads, DINO's positions; and the preprocessing."""
+    from keras_ssl.backbones import ViTBackbone
+    from keras_ssl.converters import load_official, to_official
+    from keras_ssl.models import MoCoV3
+
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    sizes = dict(image_shape=(16, 16, 3), patch_size=8, hidden_dim=384, num_layers=1, mlp_dim=8)
+    backbone = ViTBackbone(**sizes, num_heads=12, position_embedding="sincos_moco_v3")
+    options = dict(projection_dim=4, projection_hidden_dim=4, augmenter=None)
+    state = to_official(MoCoV3(backbone, **options), "moco_v3")
+    np.savez(tmp_path / "moco.npz", **state)
+    keras_ssl("convert", tmp_path / "moco.npz", tmp_path / "moco")
+    model = runs.load_model(tmp_path / "moco")
+    assert isinstance(model, MoCoV3) and model.backbone.num_heads == 12
+    assert model.preprocessor.image_converter.interpolation == "bilinear"
+    state = to_official(ViTBackbone(**{**sizes, "hidden_dim": 16}, num_heads=2), "dino")
+    np.savez(tmp_path / "dino.npz", **state)
+    said = keras_ssl(
+        "convert", tmp_path / "dino.npz", tmp_path / "dino", "--layout", "dino", code=1
+    )
+    assert "pass num_heads" in said
+    keras_ssl(
+        *("convert", tmp_path / "dino.npz", tmp_path / "dino", "--layout", "dino"),
+        *("--set", "backbone.num_heads=2"),
+    )
+    model = runs.load_model(tmp_path / "dino")
+    assert model.backbone.interpolation_offset == 0.1 and model.backbone.num_heads == 2
+    images = np.random.default_rng(0).random((2, 24, 24, 3)).astype("float32")
+    expected = ViTBackbone(**{**sizes, "hidden_dim": 16}, num_heads=2, interpolation_offset=0.1)
+    load_official(expected, state, "dino")
+    np.testing.assert_array_equal(
+        *(keras.ops.convert_to_numpy(m(images)) for m in (model.backbone, expected))
     )
 
 
@@ -452,7 +489,7 @@ MISTAKES = [
     (["search", "typo.npz", "--picture", "a.png"], 1, "This is no file of embeddings"),
     (["finetune", "RUN", "--data", "LOOSE", "-o", "out"], 1, "Fine-tuning needs labels"),
     (["convert", "nothing.pth", "out"], 1, "There is no such file or folder"),
-    (["convert", "typo.npz", "out"], 1, "needs its `layout`"),
+    (["convert", "typo.npz", "out"], 1, "The .npz file cannot be read"),
     (["report", "."], 1, "no folder of a finished run"),
     (["nonsense"], 2, "No such command"),
 ]
