@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import shutil
+import zipfile
 
 import keras
 import numpy as np
@@ -287,6 +289,60 @@ def test_pickles_are_refused_and_not_executed(tmp_path, name):
     with pytest.raises(ValueError, match="refused"):
         converters.read_state_dict(tmp_path / name)
     assert not mark.exists()
+
+
+class Scripted(torch.nn.Module):
+    """What scripted modules hold: submodules, halves, strided tensors, plain attributes."""
+
+    def __init__(self):
+        super().__init__()
+        self.visual = torch.nn.Sequential(torch.nn.Linear(3, 4).half(), torch.nn.BatchNorm1d(4))
+        self.proj = torch.nn.Parameter(torch.randn(4, 6).t())
+        self.logit_scale = torch.nn.Parameter(torch.tensor(4.6).bfloat16())
+        self.register_buffer("context_length", torch.tensor(77))
+        self.sizes = [1, 2]
+
+    def forward(self, x):
+        return self.visual(x) * self.sizes[0]
+
+
+def rewritten(path, name, change):
+    """An archive with one of its files changed."""
+    with zipfile.ZipFile(path) as archive:
+        files = {info: archive.read(info) for info in archive.infolist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for info, data in files.items():
+            archive.writestr(info, change(data) if info.filename.endswith(name) else data)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_torchscript_archives_are_read_and_not_run(tmp_path):
+    module = Scripted()
+    torch.jit.script(module).save(tmp_path / "a.pt")
+    found = converters.read_state_dict(tmp_path / "a.pt")
+    expected = module.state_dict()
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value.float().numpy())
+    # A pickle that names anything else is refused; so is a tensor that reaches out of its bytes.
+    mark = tmp_path / "executed"
+    shutil.copy(tmp_path / "a.pt", tmp_path / "b.pt")
+    rewritten(tmp_path / "b.pt", "/data.pkl", lambda data: pickle.dumps(Bomb(mark)))
+    with pytest.raises(ValueError, match="refused .it names (io|_io).open"):
+        converters.read_state_dict(tmp_path / "b.pt")
+    assert not mark.exists()
+    shutil.copy(tmp_path / "a.pt", tmp_path / "c.pt")
+    for number in range(len(expected)):
+        rewritten(tmp_path / "c.pt", f"/data/{number}", lambda data: data[: len(data) // 2])
+    with pytest.raises(ValueError, match="does not fit its storage"):
+        converters.read_state_dict(tmp_path / "c.pt")
+
+
+def test_nobody_is_told_to_open_a_pickle(tmp_path):
+    torch.save({"a": Bomb(tmp_path / "executed")}, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=r"refused.*\(it names (io|_io)\.open\)") as error:
+        converters.read_state_dict(tmp_path / "a.pth")
+    assert "weights_only" not in str(error.value)
 
 
 def _damaged(header, data=b"", cut=None):

@@ -301,6 +301,35 @@ def test_moco_of_a_resnet_is_recognised(tmp_path):
     assert_same(found.backbone, encoder)
 
 
+@pytest.mark.parametrize("kind", ["vit", "resnet"])
+def test_clip_from_the_path_of_its_file(tmp_path, kind):
+    options = dict(activation="quick_gelu", layer_norm_epsilon=1e-5, mlp_dim=24)
+    backbone = wide(use_pre_norm=True, patch_bias=False, **{**options, "num_heads": 2})
+    if kind == "resnet":
+        backbone = keras_ssl.backbones.ModifiedResNet((64, 64, 3), (1, 2, 1, 1), 8, output_dim=12)
+    text = keras_ssl.backbones.TextTransformer(49408, 7, 64, 1, 1, mlp_dim=24)
+    model = keras_ssl.models.CLIP(backbone, text, projection_dim=12)
+    for i, weight in enumerate(model.weights):
+        if keras.backend.is_float_dtype(weight.dtype):
+            draws = np.random.default_rng(i).normal(size=weight.shape)
+            weight.assign(draws.astype("float16").astype("float32"))
+    state = {k: v.astype("float16") for k, v in converters.to_official(model, "clip").items()}
+    np.savez(tmp_path / "clip.npz", **state, context_length=np.int64(7))
+    path = str(tmp_path / "clip.npz")
+    loaded = keras_ssl.models.CLIP.from_preset(path)
+    assert_same(loaded.backbone, backbone)
+    assert_same(loaded.text_backbone, text)
+    pictures, captions = PICTURES[:2], ["a cat", "a dog"]
+    model.preprocessor = loaded.preprocessor
+    np.testing.assert_allclose(
+        loaded.classify(pictures, captions), model.classify(pictures, captions), atol=1e-6
+    )
+    converter = loaded.preprocessor.image_converter
+    assert converter.crop_fraction == 1 and converter.image_size == backbone.image_shape[:2]
+    np.testing.assert_allclose(converter.offset[0], -0.48145466 / 0.26862954)
+    assert_same(type(backbone).from_preset(path), backbone)
+
+
 def test_files_that_are_nothing_known(tmp_path):
     np.savez(tmp_path / "a.npz", weight=np.ones(3))
     with pytest.raises(ValueError, match="no known layout.*Received: tensors weight"):

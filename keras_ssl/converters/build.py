@@ -1,5 +1,6 @@
 """Models from the papers' files: the layout is recognised by its names, the sizes by its shapes."""
 
+import math
 import re
 
 import numpy as np
@@ -19,10 +20,16 @@ _PREPROCESSING = {
     **dict.fromkeys(("mae", "dino", "dinov2", "timm_vit", "byol"), _BICUBIC),
     **dict.fromkeys(("moco", "moco_v3", "barlow_twins", "vicreg", "torchvision_resnet"), _BILINEAR),
     "simclr": {**_BICUBIC, "mean": (0.0,) * 3, "std": (1.0,) * 3},
+    "clip": {  # the short side to the model's size, without a margin
+        "interpolation": "bicubic",
+        "mean": (0.48145466, 0.4578275, 0.40821073),
+        "std": (0.26862954, 0.26130258, 0.27577711),
+    },
 }
 
 # A name that only this layout has, first come first served.
 _SIGNATURES = (
+    ("clip", r"visual\.(class_embedding|attnpool\.positional_embedding)$"),
     ("moco", r"encoder_q\."),
     ("moco_v3", r"base_encoder\."),
     ("dinov2", r"(student|teacher)\.(dino_head|ibot_head)\."),
@@ -68,8 +75,8 @@ def recognise(state: dict) -> str:
 def from_official(source, layout: str | None = None, key: str | None = None, **options) -> tuple:
     """Builds the model that a paper's file holds and loads its weights.
 
-    Whole runs of MAE, MoCo, MoCo v3, DINO, Barlow Twins, VICReg, SimCLR and BYOL become the method,
-    encoders alone (and DINOv2's) a `ViTBackbone` or a ResNet.
+    Whole runs of MAE, MoCo, MoCo v3, DINO, Barlow Twins, VICReg, SimCLR and BYOL, and OpenAI's CLIP
+    become the method, encoders alone (and DINOv2's) a `ViTBackbone` or a ResNet.
 
     Args:
         source: as for `read_state_dict`.
@@ -385,7 +392,57 @@ def _byol(tensors, layout, options):
     )
 
 
+def _clip(tensors, layout, options):
+    from keras_ssl.backbones import ModifiedResNet, TextTransformer, ViTBackbone
+    from keras_ssl.models import CLIP
+
+    visual = tensors.below("visual.")
+    if "class_embedding" in visual:
+        dim, channels, patch, _ = visual.shape("conv1.weight")
+        side = patch * math.isqrt(visual.shape("positional_embedding")[0] - 1)
+        projection_dim = visual.shape("proj")[1]
+        found = dict(
+            image_shape=(side, side, channels),
+            patch_size=patch,
+            use_pre_norm=True,
+            patch_bias=False,
+            initializer="clip",
+            **_clip_blocks(visual, dim),
+        )
+        backbone = ViTBackbone(**{**found, **options})
+    else:
+        side = 32 * math.isqrt(visual.shape("attnpool.positional_embedding")[0] - 1)
+        projection_dim = visual.shape("attnpool.c_proj.weight")[0]
+        found = dict(
+            image_shape=(side, side, visual.shape("conv1.weight")[1]),
+            stackwise_num_blocks=[visual.count(rf"layer{i}\.(\d+)\.") for i in (1, 2, 3, 4)],
+            width=visual.shape("layer1.0.conv1.weight")[0],
+            output_dim=projection_dim,
+        )
+        backbone = ModifiedResNet(**{**found, **options})
+    length, dim = tensors.shape("positional_embedding")
+    text_backbone = TextTransformer(
+        vocabulary_size=tensors.shape("token_embedding.weight")[0],
+        context_length=length,
+        **_clip_blocks(tensors, dim),
+    )
+    return CLIP(backbone, text_backbone, projection_dim)
+
+
+def _clip_blocks(tensors, dim: int) -> dict:
+    """Heads of 64 channels in every released model."""
+    return dict(
+        hidden_dim=dim,
+        num_layers=tensors.count(r"transformer\.resblocks\.(\d+)\."),
+        num_heads=max(1, dim // 64),
+        mlp_dim=tensors.shape("transformer.resblocks.0.mlp.c_fc.weight")[0],
+        activation="quick_gelu",
+        layer_norm_epsilon=1e-5,
+    )
+
+
 _METHODS = {
+    "clip": _clip,
     "mae": _mae,
     "moco": _moco,
     "moco_v3": _moco_v3,

@@ -4,9 +4,12 @@ import argparse
 import json
 import os
 import pathlib
+import re
 from collections.abc import Mapping
 
 import numpy as np
+
+from keras_ssl.converters.torchscript import is_torchscript, read_torchscript
 
 _SAFETENSORS_DTYPES = {
     "F64": "<f8",
@@ -33,7 +36,8 @@ def read_state_dict(source, key: str | None = None) -> dict[str, np.ndarray]:
 
     `.safetensors` and `.npz` hold plain arrays and are read as such. Files of PyTorch (`.pth`,
     `.pth.tar`, `.pt`, `.bin`, `.ckpt`) are read with `torch.load(weights_only=True)`, which needs
-    PyTorch and refuses everything but tensors and plain containers. A checkpoint of TensorFlow is
+    PyTorch and refuses everything but tensors and plain containers. TorchScript archives (OpenAI's
+    CLIP) give their tensors; their code is not run. A checkpoint of TensorFlow is
     named by its prefix (`model.ckpt-250228` beside `model.ckpt-250228.index`), and needs
     TensorFlow. Other pickles are refused.
 
@@ -159,6 +163,14 @@ def _read_tensorflow(path) -> dict[str, np.ndarray]:
 
 def _read_torch(path):
     try:
+        if is_torchscript(path):
+            return read_torchscript(path)
+    except Exception as error:  # pickle, zip and NumPy, by what is wrong with the file
+        raise ValueError(
+            "The TorchScript archive is damaged, or holds more than modules and tensors, and is "
+            f"refused ({error}). Received: path={os.fspath(path)!r}"
+        ) from error
+    try:
         import torch
     except ImportError as error:
         raise ValueError(
@@ -170,12 +182,14 @@ def _read_torch(path):
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip and runtime errors, by what is wrong with the file
-        first_line = str(error).split("\n", maxsplit=1)[0]
+        # Not PyTorch's own words, which advise to open the file all the same.
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        why = f"it names {found[1]}" if found else type(error).__name__
         raise ValueError(
             "The file cannot be read as weights only: it is damaged, or it holds Python objects "
             "beside tensors, and unpickling those can run any code, so it is refused. Save its "
             "state dict alone, or convert it to .safetensors. "
-            f"(PyTorch says: {first_line}) Received: path={os.fspath(path)!r}"
+            f"({why}) Received: path={os.fspath(path)!r}"
         ) from error
 
 

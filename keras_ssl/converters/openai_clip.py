@@ -69,8 +69,14 @@ def _clip(model):
     )
 
 
-# Sizes that released checkpoints carry beside their weights, and torch's counters.
-_IGNORED = ("input_resolution", "context_length", "vocab_size", "*num_batches_tracked")
+# Sizes that released checkpoints carry beside their weights, the causal mask, torch's counters.
+_IGNORED = (
+    "input_resolution",
+    "context_length",
+    "vocab_size",
+    "*attn_mask",
+    "*num_batches_tracked",
+)
 
 LAYOUTS = {
     "clip": {
