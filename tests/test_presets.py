@@ -378,6 +378,39 @@ def test_a_conversion_is_made_again_where_it_would_be_another(tmp_path, monkeypa
     assert len({first, second, third}) == 3
 
 
+def test_a_resnet_keeps_its_crop(tmp_path):
+    """In keras-hub's own classes, in ours, and where a preset is evaluated by its name."""
+    encoder = keras_hub.models.ResNetBackbone(
+        input_conv_filters=[64],
+        input_conv_kernel_sizes=[7],
+        stackwise_num_filters=[64, 128, 256, 512],
+        stackwise_num_blocks=[1, 1, 1, 1],
+        stackwise_num_strides=[1, 2, 2, 2],
+        block_type="basic_block",
+        image_shape=(None, None, 3),
+    )
+    np.savez(tmp_path / "r.npz", **converters.to_official(encoder, "torchvision_resnet"))
+    folder = keras_ssl.resolve_preset(str(tmp_path / "r.npz"))
+    classifier = keras_hub.models.ImageClassifier.from_preset(folder, num_classes=2)
+    assert type(classifier).__name__ == "ResNetImageClassifier"
+    model = keras_ssl.runs.load_model(tmp_path / "r.npz")
+    assert_same(model.backbone, encoder)
+    picture = np.zeros((1, 256, 256, 3), "uint8")
+    picture[:, 16:-16, 16:-16] = 255  # what 224 of 256 pixels see
+    expected = (1 - 0.485) / 0.229
+    for preprocessor in (classifier.preprocessor, model.preprocessor):
+        assert isinstance(preprocessor, keras_hub.models.ResNetImageClassifierPreprocessor)
+        assert preprocessor.image_converter.crop_fraction == 0.875
+        seen = ops.convert_to_numpy(preprocessor(picture))
+        assert seen.shape == (1, 224, 224, 3)
+        np.testing.assert_allclose(seen[..., 0], expected, rtol=1e-5)
+    # keras-hub's own converter is still what it finds for its own presets.
+    found = keras_hub.layers.ImageConverter.from_preset(folder)
+    assert found.crop_fraction == 0.875
+    plain = keras_hub.models.ResNetImageClassifierPreprocessor.image_converter_cls
+    assert plain is keras_hub.layers.ResNetImageConverter
+
+
 # === Going on ===
 
 

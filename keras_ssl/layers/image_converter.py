@@ -12,18 +12,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-@keras.saving.register_keras_serializable(package="keras_ssl")
-class ImageConverter(keras_hub.layers.ImageConverter):
-    """`keras_hub.layers.ImageConverter` of our vision transformer: size, crop, scale and offset.
-
-    Args:
-        crop_fraction: share of the largest window of the wanted shape that is kept, from the
-            centre: 224 / 256 is "resize the short side to 256, crop 224 from the centre", in one
-            step. In `(0, 1]`.
-        **kwargs: of `keras_hub.layers.ImageConverter`.
-    """
-
-    backbone_cls = ViTBackbone
+class _CentreCrop:
+    """What our image converters have beside keras-hub's: the crop before resizing."""
 
     def __init__(self, *args, crop_fraction: float = 1.0, **kwargs):
         if not 0 < crop_fraction <= 1:
@@ -65,6 +55,25 @@ class ImageConverter(keras_hub.layers.ImageConverter):
 
     def get_config(self):
         return {**super().get_config(), "crop_fraction": self.crop_fraction}
+
+
+@keras.saving.register_keras_serializable(package="keras_ssl")
+class ImageConverter(_CentreCrop, keras_hub.layers.ImageConverter):
+    """`keras_hub.layers.ImageConverter` of our vision transformer: size, crop, scale and offset.
+
+    Args:
+        crop_fraction: share of the largest window of the wanted shape that is kept, from the
+            centre: 224 / 256 is "resize the short side to 256, crop 224 from the centre", in one
+            step. In `(0, 1]`.
+        **kwargs: of `keras_hub.layers.ImageConverter`.
+    """
+
+    backbone_cls = ViTBackbone
+
+
+@keras.saving.register_keras_serializable(package="keras_ssl")
+class ResNetImageConverter(_CentreCrop, keras_hub.layers.ResNetImageConverter):
+    """The same of keras-hub's ResNets; see `ImageConverter`."""
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
@@ -161,10 +170,8 @@ def hub_preprocessor(backbone, preprocessor: ImagePreprocessor):
         return preprocessor
     converter = preprocessor.image_converter
     names = ("image_size", "scale", "offset", "interpolation", "antialias", "crop_to_aspect_ratio")
-    options = {name: getattr(converter, name) for name in names}
-    return keras_hub.models.ResNetImageClassifierPreprocessor(
-        keras_hub.layers.ResNetImageConverter(**options)
-    )
+    options = {name: getattr(converter, name) for name in (*names, "crop_fraction")}
+    return keras_hub.models.ResNetImageClassifierPreprocessor(ResNetImageConverter(**options))
 
 
 def convert_images(images, converter):

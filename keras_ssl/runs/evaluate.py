@@ -16,7 +16,6 @@ from keras_ssl.evaluation import (
     retrieval_recall,
     zero_shot_classifier,
 )
-from keras_ssl.layers.image_converter import ImagePreprocessor
 from keras_ssl.models.ssl_task import SSLTask
 from keras_ssl.presets import resolve_preset
 from keras_ssl.runs.data import RunData, load_data
@@ -53,7 +52,8 @@ def load_model(name: str | os.PathLike):
     backbone = keras_hub.models.Backbone.from_preset(os.fspath(folder))
     preprocessor = "auto"
     if (folder / "preprocessor.json").exists():
-        preprocessor = ImagePreprocessor.from_preset(os.fspath(folder))
+        # Of whatever class keras-hub finds for the backbone.
+        preprocessor = keras_hub.models.ImageClassifierPreprocessor.from_preset(os.fspath(folder))
     return SSLTask(backbone, preprocessor=preprocessor)
 
 
