@@ -100,8 +100,8 @@ def resolve_preset(preset) -> str:
 
     Args:
         preset: name of a shipped preset or of a released one (`list_presets(released=True)`), a
-            folder (of keras-hub's kind or in the transformers layout), the path of an official
-            file, `hf://user/name` or `kaggle://user/model/keras/variant`. Hub presets are
+            folder (of keras-hub's kind, or in the layout of transformers or timm), the path of an
+            official file, `hf://user/name` or `kaggle://user/model/keras/variant`. Hub presets are
             downloaded once; a broken download resumes.
 
     Returns:
@@ -244,7 +244,7 @@ def _fetched(name: str, source: str, path: str) -> None:
 
 
 def _folder(folder: str, preset: str, entry: dict | None = None) -> str:
-    """A folder of keras-hub's kind, checked; one in the transformers layout is converted."""
+    """A folder of keras-hub's kind, checked; one of transformers or timm is converted."""
     config = os.path.join(folder, "config.json")
     if os.path.isfile(config):
         with open(config, encoding="utf-8") as file:
@@ -252,7 +252,9 @@ def _folder(folder: str, preset: str, entry: dict | None = None) -> str:
                 content = json.load(file)
             except (ValueError, RecursionError):
                 content = {}  # the loader says what is wrong
-        if isinstance(content, dict) and "model_type" in content and "class_name" not in content:
+        # transformers names a type of models, timm an architecture.
+        theirs = isinstance(content, dict) and {"model_type", "architecture"} & content.keys()
+        if theirs and "class_name" not in content:
             return _converted(folder, entry or {})
     check_folder(folder)
     return folder
@@ -383,7 +385,7 @@ def convert_official(
     """Writes the preset that a released folder or file becomes.
 
     Args:
-        source: a folder in the transformers layout, or a file as for
+        source: a folder in the layout of transformers or of timm, or a file as for
             `keras_ssl.converters.from_official`.
         folder: where to write.
         layout: of a file; recognised when `None`.
@@ -398,11 +400,14 @@ def convert_official(
         ValueError: the source is nothing known or does not fit, or no preset can hold it.
     """
     from keras_ssl import converters
+    from keras_ssl.converters.transformers import read_json
     from keras_ssl.layers.image_converter import preprocessor_for
 
     preprocessor = None
     if os.path.isdir(source):
-        model, preprocessor, report = converters.from_transformers(source)
+        of_timm = "architecture" in (read_json(source, "config.json") or {})
+        read = converters.from_timm if of_timm else converters.from_transformers
+        model, preprocessor, report = read(source)
     else:
         model, report = converters.from_official(source, layout, **options or {})
     if preprocessor is None and preprocessing is not None:

@@ -1,11 +1,14 @@
 """The papers' own files: networks by their names, run in PyTorch or TensorFlow, and loaded here."""
 
 import argparse
+import json
+import re
 
 import keras
 import keras_hub
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from gradients import compiled
 from keras import ops
@@ -341,6 +344,85 @@ def test_timm_vit(pooling):
     report = converters.load_official(classifier, arrays(model), layout="timm_vit")
     assert not (report.missing or report.unexpected or report.ignored)
     assert_close(ours(classifier, SQUARE), run(model, SQUARE))
+
+
+OF_DINOV2 = {
+    "registers": dict(reg_tokens=4, no_embed_class=True, init_values=1.0),
+    "giant": dict(
+        mlp_ratio=2.5 * 2,
+        mlp_layer=timm.layers.SwiGLUPacked,
+        act_layer=torch.nn.SiLU,
+        init_values=1.0,
+    ),
+    "registers_without_class": dict(
+        reg_tokens=4, no_embed_class=True, class_token=False, global_pool="avg", fc_norm=False
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OF_DINOV2)
+def test_timm_vits_that_have_names_of_their_own(name):
+    """Options as in timm's vit_*_reg4_dinov2, vit_giant_patch14_dinov2 and vit_*_reg4_gap."""
+    model = disturb(timm_vit(num_classes=0, **OF_DINOV2[name]))
+    found, report = converters.from_official(arrays(model), num_heads=2)
+    assert not (report.missing or report.ignored)
+    with torch.no_grad():
+        x = torch.tensor(SQUARE.transpose(0, 3, 1, 2).copy())
+        expected = model.forward_features(x).numpy()
+    assert_close(ours(found, SQUARE), expected)
+    again = found.from_config(found.get_config())
+    converters.load_official(again, arrays(model), report.layout)
+    assert_close(ours(again, SQUARE), expected)
+
+
+def test_a_folder_of_timm(tmp_path, monkeypatch):
+    """As on the hub: an architecture, how its pictures are prepared, and weights."""
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    options = dict(embed_dim=128, num_heads=4, num_classes=0)
+    model = disturb(timm_vit(**options, **OF_DINOV2["registers"]))
+    folder = tmp_path / "vit_small_patch14_reg4_dinov2.lvd142m"
+    folder.mkdir()
+    safetensors.torch.save_file(model.state_dict(), folder / "model.safetensors")
+    pictures = {
+        "input_size": [3, 16, 16],
+        "interpolation": "bilinear",
+        "crop_pct": 0.5,
+        "crop_mode": "center",
+        "mean": [0.5, 0.4, 0.3],
+        "std": [0.2, 0.2, 0.2],
+    }
+    config = {"architecture": "vit_small_patch14_reg4_dinov2", "pretrained_cfg": pictures}
+    (folder / "config.json").write_text(json.dumps(config))
+    loaded = ImageClassifier.from_preset(str(folder), num_classes=2)
+    with torch.no_grad():
+        x = torch.tensor(SQUARE.transpose(0, 3, 1, 2).copy())
+        assert_close(ours(loaded.backbone, SQUARE), model.forward_features(x).numpy())
+    converter = loaded.preprocessor.image_converter
+    assert converter.crop_fraction == 0.5 and converter.interpolation == "bilinear"
+    np.testing.assert_allclose(converter.offset, [-2.5, -2.0, -1.5])
+    (folder / "config.json").write_text(json.dumps({**config, "architecture": "swin_tiny"}))
+    safetensors.torch.save_file({"layers.0.weight": torch.ones(2)}, folder / "model.safetensors")
+    with pytest.raises(ValueError, match="no known layout.*architecture='swin_tiny'"):
+        ImageClassifier.from_preset(str(folder), num_classes=2)
+
+
+@pytest.mark.parametrize("chunks", [False, True])
+def test_the_teacher_of_dinov2s_training_code(chunks, tmp_path):
+    """`teacher_checkpoint.pth`: the names of DINOv2's own networks, blocks maybe in chunks."""
+    model = disturb(timm_vit(num_classes=0, init_values=1.0))
+    state = {f"backbone.{k}": torch.tensor(v) for k, v in arrays(model).items()}
+    if chunks:
+        state = {re.sub(r"blocks\.(\d+)", r"blocks.\1.\1", k): v for k, v in state.items()}
+    state["backbone.mask_token"] = torch.zeros(1, 16)
+    for head in ("dino_head", "ibot_head"):
+        state[f"{head}.mlp.0.weight"] = torch.zeros(8, 16)
+    torch.save({"teacher": state}, tmp_path / "teacher_checkpoint.pth")
+    backbone, report = converters.from_official(tmp_path / "teacher_checkpoint.pth", num_heads=2)
+    assert report.layout == "dinov2" and backbone.use_mask_token
+    assert "teacher.dino_head.mlp.0.weight" in report.ignored
+    with torch.no_grad():
+        x = torch.tensor(SQUARE.transpose(0, 3, 1, 2).copy())
+        assert_close(ours(backbone, SQUARE), model.forward_features(x).numpy())
 
 
 def test_moco_v3(tmp_path):

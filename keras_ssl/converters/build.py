@@ -7,6 +7,7 @@ import numpy as np
 
 from keras_ssl.converters.convert import LoadReport, load_official, official_entries
 from keras_ssl.converters.files import read_state_dict
+from keras_ssl.converters.timm import present_names
 
 # Heads are no tensor's size: those of the published widths.
 _HEADS = {128: 4, 192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16, 1536: 24}
@@ -91,7 +92,7 @@ def from_official(source, layout: str | None = None, key: str | None = None, **o
     Raises:
         ValueError: an unknown layout, or a file that lacks tensors of the encoder.
     """
-    state = read_state_dict(source, key)
+    state = present_names(read_state_dict(source, key))
     layout = layout or recognise(state)
     method = _METHODS.get(layout)
     if layout == "mae" and "decoder_embed.weight" not in state:

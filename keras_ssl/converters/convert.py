@@ -280,7 +280,7 @@ def load_official(
     """
     table = _map_for(model, layout)
     entries = official_entries(model, layout)
-    state = read_state_dict(path_or_state_dict, key)
+    state = table.renamed(read_state_dict(path_or_state_dict, key))
     known = {entry.official for entry in entries}
     state, outside = _inside(state, table, known)
     missing = [e.official for e in entries if e.official not in state and not e.zeros]

@@ -2,13 +2,13 @@
 
 from keras_ssl.converters.dino import dino_head
 from keras_ssl.converters.layouts import Map, prefixed
-from keras_ssl.converters.timm import encoder
+from keras_ssl.converters.timm import encoder, present_names, registers
 
 
 def backbone(prefix: str = ""):
     return (
         *encoder(prefix),
-        ("register_tokens", f"{prefix}register_tokens", "same"),
+        *registers(prefix),
         ("mask_token", f"{prefix}mask_token", "same"),
     )
 
@@ -27,10 +27,18 @@ def _networks(model):
 _IGNORED = ("mask_token", "head.*")
 LAYOUTS = {
     "dinov2": {
-        "DINOv2": Map(_networks, left=("dino_center", "ibot_center")),
-        "ViTBackbone": Map(backbone(), ignored=_IGNORED),
+        "DINOv2": Map(_networks, left=("dino_center", "ibot_center"), renamed=present_names),
+        "ViTBackbone": Map(
+            backbone(),
+            ignored=_IGNORED,
+            inside=("teacher.backbone.", "backbone."),
+            renamed=present_names,
+        ),
         "ImageClassifier": Map(
-            backbone("backbone."), ignored=_IGNORED, left=("head_norm", "output_dense")
+            backbone("backbone."),
+            ignored=_IGNORED,
+            left=("head_norm", "output_dense"),
+            renamed=present_names,
         ),
     },
 }

@@ -1,4 +1,4 @@
-"""Models from folders in the transformers layout, and back."""
+"""Models from folders in the layouts of transformers and timm, and back to transformers."""
 
 import json
 import os
@@ -13,6 +13,7 @@ from keras_ssl.converters import (
     transformers_vit,
     transformers_vit_mae,
 )
+from keras_ssl.converters.build import from_official
 from keras_ssl.converters.convert import load_official, to_official
 from keras_ssl.converters.files import read_state_dict
 from keras_ssl.layers.image_converter import preprocessor_for
@@ -77,6 +78,49 @@ def from_transformers(folder) -> tuple:
     report.ignored.extend(empty)
     described = hf.preprocessing(folder)
     return model, described and preprocessor_for(**described), report
+
+
+def from_timm(folder) -> tuple:
+    """Builds the encoder of a folder in timm's layout on the hub and loads its weights.
+
+    Args:
+        folder: with `config.json` (`"architecture"`, and `"pretrained_cfg"` for the pictures) and
+            `model.safetensors` or `pytorch_model.bin`, of a vision transformer or a ResNet.
+
+    Returns:
+        `(model, preprocessor, report)`, as `from_transformers`.
+
+    Raises:
+        ValueError: an architecture that is not offered, files that are missing or damaged, tensors
+            that do not fit; the message names them.
+    """
+    folder = os.fspath(folder)
+    config = hf.Config(hf.read_json(folder, "config.json") or {})
+    state = {}
+    for path in hf.weight_files(folder):
+        state.update(read_state_dict(path))
+    try:
+        model, report = from_official(state)
+    except ValueError as error:
+        raise ValueError(
+            "Of timm's models vision transformers and ResNets are offered whose tensors have the "
+            f"papers' names ({error}) Received: architecture={config['architecture']!r} in "
+            f"{folder!r}"
+        ) from error
+    pictures = config.sub("pretrained_cfg")
+    if "mean" not in pictures.values or "std" not in pictures.values:
+        return model, None, report
+    pictures.must_be(interpolation=("nearest", "bilinear", "bicubic"))
+    _, height, width = pictures.get("input_size", (3, None, None))
+    preprocessor = preprocessor_for(
+        None if height is None else (height, width),
+        pictures["mean"],
+        pictures["std"],
+        interpolation=pictures.get("interpolation", "bilinear"),
+        crop_fraction=pictures.get("crop_pct", 0.875),
+        crop_to_aspect_ratio=pictures.get("crop_mode", "center") != "squash",
+    )
+    return model, preprocessor, report
 
 
 def to_transformers(model, folder, preprocessor=None) -> None:

@@ -45,6 +45,7 @@ class Map:
         zeros: patterns of official names that a source may leave out, meaning zeros.
         inside: prefixes below which a larger file (a whole run) may have these names; everything
             else in it is ignored then.
+        renamed: function that gives tensors these names which others of the same source have.
     """
 
     entries: tuple[Row, ...] | Callable
@@ -53,6 +54,7 @@ class Map:
     displaced: tuple[tuple[str, str], ...] = ()
     zeros: tuple[str, ...] = ()
     inside: tuple[str, ...] = ()
+    renamed: Callable = dict
 
     def rows(self, model) -> tuple[Row, ...]:
         return tuple(self.entries(model)) if callable(self.entries) else self.entries

@@ -25,14 +25,14 @@ def convert(
 ) -> None:
     """Reads released weights and writes a preset; or a preset, and writes it for transformers.
 
-    A folder in the transformers layout says what it holds. Of a file of weights alone
+    A folder in the layout of transformers or timm says what it holds. Of a file of weights alone
     (`.safetensors`, `.npz`, a PyTorch file read as weights only, a checkpoint of TensorFlow) the
     model is found as `from_preset` finds it: the layout by its names, the sizes by its shapes,
     the pictures' preprocessing by its source. With `method`, `backbone`, `image_size`,
     `patch_size` or `options` the model is built as these say.
 
     Args:
-        source: a folder in the transformers layout, or a file of weights; with
+        source: a folder in the layout of transformers or timm, or a file of weights; with
             `to="transformers"` a preset.
         output: folder to write.
         layout: of a file: a key of `keras_ssl.converters.LAYOUTS`; None to recognise it.
@@ -72,8 +72,8 @@ def convert(
         raise FileNotFoundError(f"There is no such file or folder. Received: {source}")
     if path.is_dir() and layout is not None:
         raise ValueError(
-            "A folder in the transformers layout says itself what it holds; `layout` is for "
-            f"files. Received: layout={layout!r}"
+            "A folder in the layout of transformers or timm says itself what it holds; `layout` is "
+            f"for files. Received: layout={layout!r}"
         )
     source, output = os.fspath(source), os.fspath(output)
     if path.is_dir() or not (method or backbone or image_size or patch_size or options):
