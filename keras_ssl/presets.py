@@ -116,9 +116,7 @@ def resolve_preset(preset) -> str:
     if preset.startswith("hf://"):
         return _folder(_from_hub(preset), preset)
     if preset.startswith("kaggle://"):
-        import kagglehub
-
-        return _folder(kagglehub.model_download(preset.removeprefix("kaggle://")), preset)
+        return _folder(_from_kaggle(preset), preset)
     shipped = list_presets()
     if preset in shipped:
         return shipped[preset]["path"]
@@ -182,6 +180,29 @@ def _from_hub(handle: str) -> str:
         raise ValueError(
             f"The download of {handle} broke off. What has arrived is kept: call again, and it "
             f"resumes. Received: preset={handle!r} ({_first_line(error)})"
+        ) from error
+
+
+def _from_kaggle(handle: str) -> str:
+    try:
+        import kagglehub
+    except ImportError as error:
+        raise ValueError(
+            "Presets on Kaggle are fetched by kagglehub: `pip install kagglehub`. "
+            f"Received: preset={handle!r}"
+        ) from error
+    try:
+        return kagglehub.model_download(handle.removeprefix("kaggle://"))
+    except Exception as error:  # of sockets, of the disk, and of the client's own kinds
+        if isinstance(error, ValueError) and not isinstance(error, OSError):
+            raise ValueError(
+                "A handle of Kaggle has the form kaggle://user/model/keras/variant, maybe with "
+                f"/version. Received: preset={handle!r}"
+            ) from error
+        raise ValueError(
+            f"{handle} cannot be fetched: Kaggle has no such model, gives it to accounts that "
+            "asked for it (log in with `kagglehub.login()`), or cannot be reached. What is in its "
+            f"cache loads. Received: preset={handle!r} ({_first_line(error)})"
         ) from error
 
 
@@ -366,7 +387,15 @@ def _converted(source: str, entry: dict) -> str:
     name = re.sub(r"[^\w.-]+", "_", os.path.basename(os.path.normpath(source)))
     folder = os.path.join(_cache(), "converted", f"{name}-{_fingerprint(source, entry)}")
     if not os.path.isfile(os.path.join(folder, "source.json")):
-        convert_official(source, folder, **_how(entry))
+        try:
+            convert_official(source, folder, **_how(entry))
+        except OSError as error:
+            raise ValueError(
+                f"The preset that {source!r} becomes cannot be written to {folder!r}. Make room "
+                "there, or set the environment variable KERAS_HOME to a folder that can be "
+                f"written to. Received: KERAS_HOME={os.environ.get('KERAS_HOME')!r} "
+                f"({_first_line(error)})"
+            ) from error
     return folder
 
 

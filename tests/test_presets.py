@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import warnings
 
 import h5py
@@ -152,6 +153,30 @@ def test_hub_errors_are_clear(released, monkeypatch):
         MAE.from_preset("hf://us/mae")
     with pytest.raises(ValueError, match="the form hf://user/name"):
         MAE.from_preset("hf://a/b/c/d")
+
+
+def test_kaggle_errors_are_clear(monkeypatch):
+    import kagglehub
+
+    def fails(handle):
+        raise ConnectionError("Max retries exceeded\nand more")
+
+    with pytest.raises(ValueError, match="the form kaggle://user/model.*preset='kaggle://bad'"):
+        MAE.from_preset("kaggle://bad")
+    monkeypatch.setattr(kagglehub, "model_download", fails)
+    with pytest.raises(ValueError, match=r"or cannot be reached.*\(Max retries exceeded\)"):
+        MAE.from_preset("kaggle://us/mae/keras/tiny")
+    monkeypatch.setitem(sys.modules, "kagglehub", None)
+    with pytest.raises(ValueError, match="pip install kagglehub"):
+        MAE.from_preset("kaggle://us/mae/keras/tiny")
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    official_file(tmp_path / "files")
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "file"))
+    with pytest.raises(ValueError, match="cannot be written to .*file/keras_ssl/.*KERAS_HOME"):
+        ViTBackbone.from_preset(str(tmp_path / "files" / "vit.npz"))
 
 
 def test_keras_presets_come_from_the_hub_too(released, monkeypatch, tmp_path):

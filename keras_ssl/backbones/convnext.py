@@ -226,7 +226,7 @@ class ConvNeXtBackbone(keras_hub.models.Backbone, metaclass=SubclassedModelType)
 
     @classmethod
     def from_preset(cls, preset: str, load_weights: bool = True, **kwargs) -> "ConvNeXtBackbone":
-        """The encoder of a preset: a released name, a folder or a hub handle."""
+        """The encoder of a preset: a name, a folder, an official file or a hub handle."""
         folder = resolve_preset(preset)
         with clear_errors(preset):
             return super().from_preset(folder, load_weights=load_weights, **kwargs)

@@ -219,7 +219,7 @@ class ModifiedResNet(keras_hub.models.Backbone, metaclass=SubclassedModelType):
 
     @classmethod
     def from_preset(cls, preset: str, load_weights: bool = True, **kwargs) -> "ModifiedResNet":
-        """The encoder of a preset: a shipped name, a folder or a hub handle."""
+        """The encoder of a preset: a name, a folder, an official file or a hub handle."""
         return super().from_preset(resolve_preset(preset), load_weights=load_weights, **kwargs)
 
     def call(self, images, training=None, return_map=False):

@@ -317,10 +317,12 @@ class ViTBackbone(keras_hub.models.Backbone, metaclass=SubclassedModelType):
 
     @classmethod
     def from_preset(cls, preset: str, load_weights: bool = True, **kwargs) -> "ViTBackbone":
-        """The encoder of a preset: a shipped name, a folder or a hub handle.
+        """The encoder of a preset: a name, a folder, an official file or a hub handle.
 
         Args:
-            preset: as for the methods' `from_preset`.
+            preset: as for the methods' `from_preset`: any name of
+                `keras_ssl.list_presets(released=True)`, a folder, the path of a paper's file,
+                `hf://...` or `kaggle://...`.
             load_weights: `False` for new weights.
             **kwargs: arguments that replace the saved ones, e.g. `drop_path_rate=0.1`.
         """

@@ -422,9 +422,11 @@ class SSLTask(PlannedTraining, keras_hub.models.Task, metaclass=SubclassedModelT
         """Loads a model with its whole state.
 
         Args:
-            preset: name of a shipped preset or of a released one (`keras_ssl.list_presets(
-                released=True)`), a folder, the path of an official file, or a hub handle
-                (`hf://...`, `kaggle://...`).
+            preset: name of a preset that ships with keras_ssl or of released weights
+                (`keras_ssl.list_presets(released=True)`), a folder (made by `save_to_preset`, or
+                in the layout of transformers or timm), the path of an official file, or a hub
+                handle (`hf://...`, `kaggle://...`). Of released weights that are an encoder alone
+                the rest is new, which a warning names.
             load_weights: `False` for the architecture with new weights.
             **kwargs: constructor arguments that replace the saved ones, e.g. `mask_ratio=0.6`.
                 `backbone=` is refused: it would not fit the saved heads.
