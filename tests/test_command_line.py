@@ -73,6 +73,7 @@ def test_pretrain_leaves_everything(place):
         "checkpoint-00001.keras",
         "checkpoint-00002.keras",
         "config.yaml",
+        "data.json",
         "log.csv",
         "pictures",
         "preset",
