@@ -464,6 +464,7 @@ def save_converted(model, folder: str, source: str, report, preprocessor=None) -
         hub_preprocessor,
         preprocessor_for,
     )
+    from keras_ssl.models.preset_io import check_room_for
 
     if not hasattr(model, "save_to_preset"):
         raise ValueError(
@@ -478,6 +479,7 @@ def save_converted(model, folder: str, source: str, report, preprocessor=None) -
     if whole and preprocessor is not None:
         model.preprocessor = preprocessor
     with replacing(folder) as new:
+        check_room_for(model, os.path.dirname(os.path.abspath(folder)))
         model.save_to_preset(new)
         if not whole:
             preprocessor = preprocessor or default_preprocessor(model)

@@ -2,11 +2,13 @@
 
 import contextlib
 import ctypes
+import errno
 import os
 import pathlib
 import re
 import shutil
 import socket
+import tempfile
 import uuid
 from collections.abc import Iterator
 
@@ -80,6 +82,49 @@ def whole_file(path) -> Iterator[pathlib.Path]:
         _flush(work / path.name)
         os.replace(work / path.name, path)
         _flush(path.parent)
+
+
+def check_room(folder, *sizes: int) -> None:
+    """Sees to it that files of these sizes have room in a folder, before one is written.
+
+    For what must not run out of room half-way: HDF5 then gives no error, it takes the process
+    along. The room is not kept: another process may still fill the disk meanwhile.
+
+    Args:
+        folder: there already.
+        sizes: bytes of each file.
+
+    Raises:
+        OSError: the disk, a quota or the largest size of a file does not allow them.
+    """
+    free = shutil.disk_usage(folder).free
+    try:
+        if sum(sizes) > free:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with contextlib.ExitStack() as files:
+            for size in sizes:
+                _reserve(files.enter_context(tempfile.TemporaryFile(dir=folder)), size)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"{error.strerror}: nothing was written, what was there before is whole; make room. "
+            f"Received: folder={os.fspath(folder)!r}, needed: {sum(sizes):,} bytes, free: {free:,}",
+        ) from error
+
+
+def _reserve(file, size: int) -> None:
+    """Takes room on the disk for an empty file, without writing, where Linux can do so.
+
+    Not by `os.posix_fallocate`: where the file system cannot (NFS), it writes every block.
+    """
+    try:
+        fallocate = ctypes.CDLL(None, use_errno=True).fallocate
+    except (OSError, AttributeError, TypeError):
+        return
+    if fallocate(file.fileno(), 0, ctypes.c_long(0), ctypes.c_long(size)) != 0:
+        number = ctypes.get_errno()
+        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise OSError(number, os.strerror(number))
 
 
 def _flush(path) -> None:

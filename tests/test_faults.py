@@ -5,8 +5,10 @@ import os
 import pathlib
 import re
 import resource
+import shutil
 import subprocess
 import sys
+import types
 import warnings
 
 import keras
@@ -20,7 +22,8 @@ from keras_ssl.callbacks import Checkpoint, LogFile, NonFiniteError
 from keras_ssl.datasets import FolderImages
 from keras_ssl.optimizers import sgd
 from keras_ssl.runs import load_data
-from keras_ssl.safe_files import replacing, sweep, whole_file
+from keras_ssl.safe_files import check_room, replacing, sweep, whole_file
+from keras_ssl.training.file_sizes import file_size, saved_variables
 
 ROOT = pathlib.Path(__file__).parent.parent
 RNG = np.random.default_rng(0)
@@ -229,6 +232,91 @@ def test_a_log_and_a_preset_survive_a_full_disk(tmp_path, monkeypatch):
             pathlib.Path(new, f"new{exchange}").write_text("new")
     assert sorted(p.name for p in (tmp_path / "preset").iterdir()) == ["newFalse", "newTrue", "old"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["log.csv", "preset"]
+
+
+def test_no_room_for_hdf5_is_an_error(tmp_path):
+    """HDF5 that cannot write takes the process along: presets, and checkpoints when memory is
+    short, must not let it begin."""
+    code = f"""
+import pathlib, resource, types
+import keras, psutil, toy
+from keras_ssl.callbacks import Checkpoint
+
+folder = pathlib.Path({str(tmp_path)!r})
+psutil.virtual_memory = lambda: types.SimpleNamespace(available=0)
+model = toy.moco()
+model.compile("sgd")
+callback = Checkpoint(folder / "run")
+callback.set_model(model)
+attempts = [
+    lambda: model.save_to_preset(folder / "preset"),
+    lambda: model.save_to_preset(folder / "preset", storage_dtype="float16"),
+    lambda: callback.save(2),
+]
+attempts[0]()
+callback.save(1)
+before = {{path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}}
+_, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+for limit in (0, 8192, 40960, 90112, 120000):
+    for attempt in attempts:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        try:
+            attempt()
+            raise AssertionError("saved")
+        except OSError as error:
+            print(error)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        assert {{path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}} == before
+        assert sorted(path.name for path in folder.iterdir()) == ["preset", "run"]
+for attempt in attempts:
+    attempt()
+assert Checkpoint.latest(folder / "run")[1] == 2
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT / "tests",
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("was there before is whole") == 15
+    assert f"folder={str(tmp_path)!r}, needed: " in done.stdout
+    assert "checkpoint-00001.keras is whole" in done.stdout
+
+
+@pytest.mark.parametrize("make", [toy.moco, toy.mae, toy.simclr])
+def test_the_size_of_files_is_known_before(make, tmp_path):
+    """Never less than what is written, and little more."""
+    model = make(toy.vit(hidden_dim=256, num_layers=1))
+    model.compile("adam")
+    model.optimizer.build(model.trainable_variables)
+    parts = {
+        "a.keras": [*saved_variables(model), *model.optimizer.variables],
+        "preset/model.weights.h5": saved_variables(model.backbone),
+        "preset/task.weights.h5": saved_variables(model, without=model.backbone),
+    }
+    model.save(tmp_path / "a.keras")
+    model.save_to_preset(tmp_path / "preset")
+    empty = file_size([])
+    for name, variables in parts.items():
+        written, expected = (tmp_path / name).stat().st_size, file_size(variables)
+        assert written <= expected - empty < 1.05 * written + 2**13 * len(variables), name
+
+
+def test_no_room_within_a_quota_or_on_the_disk(tmp_path, monkeypatch):
+    free = shutil.disk_usage(tmp_path).free
+    check_room(tmp_path, 0, 2**20)
+    with pytest.raises(
+        OSError, match=f"No space.*folder='{tmp_path}', needed: .* free: "
+    ) as caught:
+        check_room(tmp_path, free // 2, free)
+    assert caught.value.errno == errno.ENOSPC
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=2**62))
+    with pytest.raises(OSError, match="needed: "):  # as where a quota is smaller than the disk
+        check_room(tmp_path, 100 * free)
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_killed_processes_left_is_swept(tmp_path):

@@ -10,7 +10,8 @@ import zipfile
 
 import keras
 
-from keras_ssl.safe_files import whole_file
+from keras_ssl.safe_files import check_room, whole_file
+from keras_ssl.training.file_sizes import file_size, saved_variables
 from keras_ssl.training.replicas import alone
 
 _NAME = re.compile(r"checkpoint-(\d{5,})\.keras")
@@ -75,6 +76,7 @@ class Checkpoint(keras.callbacks.Callback):
         path = self.folder / f"checkpoint-{epochs_done:05d}.keras"
         try:
             with whole_file(path) as unfinished, alone():
+                check_room(self.folder, *_sizes(self.model))
                 self.model.save(unfinished)
         except (OSError, RuntimeError, ValueError) as error:  # h5py and zipfile, on a full disk
             found = _found(self.folder)
@@ -127,6 +129,24 @@ def _give_back_memory() -> None:
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def _sizes(model) -> list[int]:
+    """Bytes of the files that saving a model writes.
+
+    Keras collects the weights in memory. Where that is short it writes them to the disk, and then
+    once more into the checkpoint: above half of the memory that is available, or of 1 GB where it
+    does not know.
+    """
+    optimizer = getattr(model, "optimizer", None)
+    size = file_size([*saved_variables(model), *(optimizer.variables if optimizer else ())])
+    try:
+        import psutil
+
+        memory = psutil.virtual_memory().available
+    except ImportError:
+        memory = 2**30
+    return [size] if size < memory // 4 else [size, size]
 
 
 def _found(folder):

@@ -9,7 +9,8 @@ import keras_hub
 import numpy as np
 
 from keras_ssl.presets import clear_errors, resolve_preset, warn_of_new_parts
-from keras_ssl.safe_files import replacing
+from keras_ssl.safe_files import check_room, replacing
+from keras_ssl.training.file_sizes import file_size, saved_variables
 from keras_ssl.training.replicas import alone
 from keras_ssl.training.subclassed import without_optimizer
 
@@ -25,12 +26,16 @@ def save(model, preset_dir, write, storage_dtype=None, **kwargs) -> None:
         write: `write(folder, **kwargs)`, keras-hub's own `save_to_preset`.
         storage_dtype: see `SSLTask.save_to_preset`.
         **kwargs: of `write`.
+
+    Raises:
+        OSError: there is no room for the preset.
     """
     if storage_dtype not in (None, "float16"):
         raise ValueError(
             f'`storage_dtype` must be "float16" or None. Received: storage_dtype={storage_dtype!r}'
         )
     with replacing(preset_dir, stale=_WEIGHTS) as new, without_optimizer(model), alone():
+        check_room_for(model, os.path.dirname(os.path.abspath(preset_dir)))
         write(new, **kwargs)
         encoder = getattr(model, "embedding_backbone", model)
         if encoder not in (model, model.backbone):
@@ -47,6 +52,18 @@ def _write_encoder(encoder, folder, max_shard_size) -> None:
         encoder.save_weights(whole)
     else:
         encoder.save_weights(whole.replace(".h5", ".json"), max_shard_size=max_shard_size)
+
+
+def check_room_for(model, folder) -> None:
+    """Sees to it that the preset of a model or a backbone has room in a folder.
+
+    Raises:
+        OSError: it has none.
+    """
+    backbone = getattr(model, "backbone", None)
+    parts = [saved_variables(model, without=backbone)]
+    parts += [] if backbone is None else [saved_variables(backbone)]
+    check_room(folder, *map(file_size, parts))
 
 
 def _halve(path: str) -> None:
@@ -74,6 +91,7 @@ def _halve(path: str) -> None:
             stored[content] = target.create_dataset(name, data=array)
             stored[content].attrs.update(item.attrs)
 
+    check_room(os.path.dirname(path), os.path.getsize(path))
     with h5py.File(path, "r") as source, h5py.File(path + ".half", "w") as target:
         copy(source, target)
     os.replace(path + ".half", path)

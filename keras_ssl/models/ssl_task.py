@@ -413,6 +413,9 @@ class SSLTask(PlannedTraining, keras_hub.models.Task, metaclass=SubclassedModelT
             storage_dtype: `"float16"` rounds what is stored to 11 significant bits: files of half
                 the size, which load as the model's own dtype. Going on from one is then no longer
                 exact. `None` stores the dtype of the variables.
+
+        Raises:
+            OSError: there is no room for it on the disk.
         """
         write = super().save_to_preset
         preset_io.save(self, preset_dir, write, storage_dtype, max_shard_size=max_shard_size)
