@@ -91,6 +91,38 @@ def test_checkpoints_kept_and_none(tmp_path):
         Checkpoint(tmp_path, keep=0)
 
 
+def test_a_new_run_in_the_folder_of_a_longer_one(tmp_path):
+    """Refused before anything happens, unless it goes on from the last whole checkpoint."""
+
+    def fit(model, epochs, initial_epoch=0):
+        options = dict(batch_size=8, verbose=0, callbacks=[Checkpoint(tmp_path)])
+        model.fit(toy.images(), epochs=epochs, initial_epoch=initial_epoch, **options)
+
+    fit(toy.simclr(), epochs=3)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for begin in (0, 1, 2):
+        model = toy.simclr()
+        named = "checkpoint-00003.keras. .*latest.*initial_epoch=" + str(begin)
+        with pytest.raises(ValueError, match=named):
+            fit(model, epochs=4, initial_epoch=begin)
+        assert int(model.seen_batches) == 0
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+    (tmp_path / "checkpoint-00003.keras").write_bytes(before["checkpoint-00003.keras"][:-99])
+    with pytest.warns(UserWarning, match="00003.keras is damaged"):
+        path, done = Checkpoint.latest(tmp_path)
+    fit(keras.saving.load_model(path), epochs=4, initial_epoch=done)
+    assert Checkpoint.latest(tmp_path)[1] == 4
+
+
+def test_the_file_just_written_is_never_removed(tmp_path):
+    callback = Checkpoint(tmp_path, keep=1)
+    callback.set_model(keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]))
+    for epochs in (7, 2, 3):
+        assert callback.save(epochs).exists()
+    assert [p.name[-7:] for p in sorted(tmp_path.iterdir())] == ["3.keras", "7.keras"]
+
+
 def test_log_file_takes_figures_that_come_later(tmp_path):
     log = LogFile(tmp_path / "log.csv")
     log.on_train_begin()

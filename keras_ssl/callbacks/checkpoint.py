@@ -36,7 +36,11 @@ class Checkpoint(keras.callbacks.Callback):
         keep: how many of the newest stay. With two there is one to fall back on, should the disk
             damage the last.
 
+    A folder is of one run: a new one does not begin where an older one is further.
+
     Raises:
+        ValueError: when training begins, if the folder holds whole checkpoints with more epochs
+            done than this run has. Nothing is trained, saved or removed then.
         OSError: while training, when a checkpoint cannot be written (a full disk). Those before it
             are whole.
 
@@ -65,6 +69,28 @@ class Checkpoint(keras.callbacks.Callback):
         self.folder = pathlib.Path(folder)
         self.every = every
         self.keep = keep
+        self._begins = True
+
+    def on_train_begin(self, logs=None):
+        self._begins = True
+
+    def on_epoch_begin(self, epoch, logs=None):  # the first that says where `fit` begins
+        if self._begins:
+            self._begins = False
+            self._refuse_other_run(epoch)
+
+    def _refuse_other_run(self, done):
+        """Damaged ones further on are of this run: `latest` passed over them."""
+        further = [path.name for path, epochs in _found(self.folder) if epochs > done]
+        further = [name for name in further if _why_damaged(self.folder / name) is None]
+        if further:
+            raise ValueError(
+                f"The folder holds checkpoints that are further than epoch {done}, where this "
+                f"training begins: {', '.join(further)}. To go on with that run, load what "
+                "`Checkpoint.latest(folder)` gives and pass its epochs as `initial_epoch` to "
+                "`fit`; for a new run choose another folder, or remove them. "
+                f"Received: folder={os.fspath(self.folder)!r}, initial_epoch={done}"
+            )
 
     def on_epoch_end(self, epoch, logs=None):
         done = epoch + 1
@@ -85,8 +111,10 @@ class Checkpoint(keras.callbacks.Callback):
                 f"The checkpoint of epoch {epochs_done} cannot be written: {error}. {last}; make "
                 f"room and go on from there. Received: folder={os.fspath(self.folder)!r}"
             ) from error
-        for old in _found(self.folder)[: -self.keep]:
-            old[0].unlink(missing_ok=True)
+        # What is further on is damaged and was passed over, or not of this run.
+        older = [path for path, done in _found(self.folder) if done <= epochs_done]
+        for old in older[: -self.keep]:
+            old.unlink(missing_ok=True)
         _give_back_memory()
         return path
 
