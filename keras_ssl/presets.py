@@ -7,7 +7,7 @@ import os
 import re
 import warnings
 
-from keras_ssl.safe_files import inside, replacing
+from keras_ssl.safe_files import check_links, inside, replacing
 
 # What is fetched of a hub's repository: weights without code, and what describes them.
 _WANTED = [
@@ -266,13 +266,17 @@ def _fetched(name: str, source: str, path: str) -> None:
 
 def _folder(folder: str, preset: str, entry: dict | None = None) -> str:
     """A folder of keras-hub's kind, checked; one of transformers or timm is converted."""
+    check_links(folder)
     config = os.path.join(folder, "config.json")
     if os.path.isfile(config):
         with open(config, encoding="utf-8") as file:
             try:
                 content = json.load(file)
-            except (ValueError, RecursionError):
-                content = {}  # the loader says what is wrong
+            except (ValueError, RecursionError) as error:
+                raise ValueError(
+                    f"config.json is damaged: it is not valid JSON ({error}). "
+                    f"Received: preset={preset!r}"
+                ) from error
         # transformers names a type of models, timm an architecture.
         theirs = isinstance(content, dict) and {"model_type", "architecture"} & content.keys()
         if theirs and "class_name" not in content:
@@ -291,15 +295,12 @@ def check_folder(folder: str) -> None:
     Raises:
         ValueError: the message names the file and the entry.
     """
-    for name in sorted(os.listdir(folder)):
-        path = os.path.join(folder, name)
-        if not name.endswith(".json") or not os.path.isfile(path):
-            continue
-        try:
-            with open(path, encoding="utf-8") as file:
-                content = json.load(file)
-        except (ValueError, RecursionError):
-            continue  # damaged: the loader that needs it says so
+    from keras_ssl import weight_files
+
+    check_links(folder)
+    for path in weight_files.weight_paths(folder):
+        weight_files.tensors(path)
+    for name, content in read_json_files(folder):
         if name.endswith(".weights.json"):
             shard_map = content.get("weight_map") if isinstance(content, dict) else None
             for shards in shard_map.values() if isinstance(shard_map, dict) else ():
@@ -308,6 +309,17 @@ def check_folder(folder: str) -> None:
         _check_config(content, folder, name)
         if name in ("config.json", "task.json"):
             _check_sizes(content, folder, name)
+
+
+def read_json_files(folder: str):
+    """Names and contents of a folder's JSON files; the loader that needs a damaged one says so."""
+    for name in sorted(os.listdir(folder)):
+        path = os.path.join(folder, name)
+        if name.endswith(".json") and os.path.isfile(path):
+            with contextlib.suppress(ValueError, RecursionError):
+                with open(path, encoding="utf-8") as file:
+                    content = json.load(file)
+                yield name, content
 
 
 def _check_sizes(value, folder: str, name: str) -> None:
@@ -319,6 +331,13 @@ def _check_sizes(value, folder: str, name: str) -> None:
                 f"{name} is damaged: {key} is larger than all files of the preset. "
                 f"Received: {key}={number} in folder {folder!r}"
             )
+
+
+def largest_numbers(config, most: int = 4) -> str:
+    """The largest sizes of a configuration, for a message."""
+    found = {pair for pair in _numbers(config, "") if "seed" not in pair[0]}
+    largest = sorted(found, key=lambda pair: -pair[1])[:most]
+    return ", ".join(f"{key}={number}" for key, number in largest)
 
 
 def _numbers(value, key):
@@ -506,14 +525,25 @@ def warn_of_new_parts(parts: list[str], preset) -> None:
 
 
 @contextlib.contextmanager
-def clear_errors(preset):
-    """What keras and keras-hub raise of a damaged preset, as a ValueError that names it."""
+def clear_errors(source, name: str = "preset"):
+    """What is raised of damaged files by whatever reads them, as a ValueError that names them.
+
+    Args:
+        source: the preset or file.
+        name: of the argument that it is.
+    """
     try:
         yield
     except Exception as error:
         if isinstance(error, (ValueError, OSError)) and "Received" in str(error):
             raise
+        what = str(error).rstrip()
+        if not isinstance(error, ValueError):  # of something that no one checked
+            what = (
+                f"A file is damaged, or an argument does not fit ({type(error).__name__}: {what})"
+            )
+        if not isinstance(source, (str, os.PathLike)):
+            source = type(source).__name__
         raise ValueError(
-            "The preset and the arguments make no model: a file is damaged, or something does not "
-            f"fit ({type(error).__name__}: {error}). Received: preset={os.fspath(preset)!r}"
+            f"{what}{'' if what.endswith('.') else '.'} Received: {name}={os.fspath(source)!r}"
         ) from error

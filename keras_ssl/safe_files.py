@@ -31,6 +31,42 @@ def inside(folder, name) -> str:
     return os.path.join(folder, *parts)
 
 
+def check_links(folder) -> None:
+    """Refuses a folder with links to files outside; those of the hub's cache are its own files.
+
+    Raises:
+        ValueError: the message names the link and where it leads.
+    """
+    root = pathlib.Path(os.path.realpath(folder))
+    allowed = [root]
+    if root.parent.name == "snapshots":  # huggingface_hub keeps the content of all versions apart
+        allowed.append(root.parent.parent / "blobs")
+    for parent, folders, files in os.walk(root):
+        for name in (*folders, *files):
+            path = os.path.join(parent, name)
+            target = pathlib.Path(os.path.realpath(path))
+            if os.path.islink(path) and not any(map(target.is_relative_to, allowed)):
+                raise ValueError(
+                    f"A preset may only have files inside its own folder: {name} is a link to "
+                    f"{os.fspath(target)!r}. Put a copy there. Received: {os.fspath(folder)!r}"
+                )
+
+
+def check_unpacked_size(path, size: int) -> None:
+    """Refuses a file that unpacks to over 200 times its size, and over a gigabyte.
+
+    Args:
+        path: of the file.
+        size: bytes that it says it holds.
+    """
+    packed = os.path.getsize(path)
+    if size > max(2**30, 200 * packed):
+        raise ValueError(
+            f"The file would unpack to {size:,} bytes from {packed:,}, which weights do not: it is "
+            f"damaged or made to fill the memory. Received: path={os.fspath(path)!r}"
+        )
+
+
 @contextlib.contextmanager
 def _work_folder(parent) -> Iterator[pathlib.Path]:
     """A new folder in `parent` that is gone afterwards."""

@@ -5,8 +5,8 @@ import keras_hub
 from keras import ops
 
 from keras_ssl.layers.transformer import get_activation
-from keras_ssl.presets import resolve_preset
 from keras_ssl.training.subclassed import SubclassedModelType
+from keras_ssl.weight_files import load_preset
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
@@ -189,7 +189,7 @@ class BertEncoder(keras_hub.models.Backbone, metaclass=SubclassedModelType):
     @classmethod
     def from_preset(cls, preset: str, load_weights: bool = True, **kwargs) -> "BertEncoder":
         """The encoder of a preset: a folder or a hub handle."""
-        return super().from_preset(resolve_preset(preset), load_weights=load_weights, **kwargs)
+        return load_preset(super().from_preset, preset, load_weights, **kwargs)
 
     def call(self, token_ids, training=None):
         length = token_ids.shape[1]

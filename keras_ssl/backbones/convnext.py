@@ -5,9 +5,9 @@ import keras_hub
 from keras import ops
 
 from keras_ssl.layers.transformer import MLP, DropPath, DropPathStream, LayerScale
-from keras_ssl.presets import clear_errors, resolve_preset
 from keras_ssl.training.kernels import materialize
 from keras_ssl.training.subclassed import SubclassedModelType
+from keras_ssl.weight_files import load_preset
 
 # Liu et al. 2022, section 3: blocks and channels of the four stages. DINOv3 released these four.
 CONVNEXT_SIZES = {
@@ -227,9 +227,7 @@ class ConvNeXtBackbone(keras_hub.models.Backbone, metaclass=SubclassedModelType)
     @classmethod
     def from_preset(cls, preset: str, load_weights: bool = True, **kwargs) -> "ConvNeXtBackbone":
         """The encoder of a preset: a name, a folder, an official file or a hub handle."""
-        folder = resolve_preset(preset)
-        with clear_errors(preset):
-            return super().from_preset(folder, load_weights=load_weights, **kwargs)
+        return load_preset(super().from_preset, preset, load_weights, **kwargs)
 
     def grid_of(self, height: int | None, width: int | None) -> tuple[int, int]:
         """Rows and columns of the last map of an image; refuses images smaller than one place."""

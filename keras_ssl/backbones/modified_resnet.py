@@ -5,8 +5,8 @@ import keras_hub
 from keras import ops
 
 from keras_ssl.layers.attention_pooling import AttentionPooling
-from keras_ssl.presets import resolve_preset
 from keras_ssl.training.subclassed import SubclassedModelType
+from keras_ssl.weight_files import load_preset
 
 # Radford et al. 2021, table 19; sizes of the released models. Width is that of the first stage.
 MODIFIED_RESNET_SIZES = {
@@ -220,7 +220,7 @@ class ModifiedResNet(keras_hub.models.Backbone, metaclass=SubclassedModelType):
     @classmethod
     def from_preset(cls, preset: str, load_weights: bool = True, **kwargs) -> "ModifiedResNet":
         """The encoder of a preset: a name, a folder, an official file or a hub handle."""
-        return super().from_preset(resolve_preset(preset), load_weights=load_weights, **kwargs)
+        return load_preset(super().from_preset, preset, load_weights, **kwargs)
 
     def call(self, images, training=None, return_map=False):
         x = ops.cast(images, self.compute_dtype)

@@ -5,8 +5,8 @@ import keras_hub
 from keras import ops
 
 from keras_ssl.layers.transformer import TransformerBlock
-from keras_ssl.presets import resolve_preset
 from keras_ssl.training.subclassed import SubclassedModelType
+from keras_ssl.weight_files import load_preset
 
 # Widths of the released models.
 TEXT_SIZES = {
@@ -137,7 +137,7 @@ class TextTransformer(keras_hub.models.Backbone, metaclass=SubclassedModelType):
     @classmethod
     def from_preset(cls, preset: str, load_weights: bool = True, **kwargs) -> "TextTransformer":
         """The encoder of a preset: a shipped name, a folder or a hub handle."""
-        return super().from_preset(resolve_preset(preset), load_weights=load_weights, **kwargs)
+        return load_preset(super().from_preset, preset, load_weights, **kwargs)
 
     def call(self, token_ids, training=None):
         length = token_ids.shape[1]

@@ -14,8 +14,8 @@ from keras_ssl.layers.position_embedding import (
     sincos_position_embedding,
 )
 from keras_ssl.layers.transformer import DropPathStream, TransformerBlock
-from keras_ssl.presets import clear_errors, resolve_preset
 from keras_ssl.training.subclassed import SubclassedModelType
+from keras_ssl.weight_files import load_preset
 
 # hidden_dim, num_layers, num_heads, mlp_ratio, and where the size was published.
 VIT_SIZES = {
@@ -222,8 +222,9 @@ class ViTBackbone(keras_hub.models.Backbone, metaclass=SubclassedModelType):
             mlp_dim = int(hidden_dim * mlp_ratio)
             if ffn == "swiglu":
                 mlp_dim = (int(mlp_dim * 2 / 3) + 7) // 8 * 8
-        self.blocks = [
-            TransformerBlock(
+        self.blocks = []
+        for i in range(num_layers):
+            block = TransformerBlock(
                 num_heads,
                 mlp_dim,
                 ffn=ffn,
@@ -239,10 +240,8 @@ class ViTBackbone(keras_hub.models.Backbone, metaclass=SubclassedModelType):
                 dtype=policy,
                 name=f"block_{i}",
             )
-            for i in range(num_layers)
-        ]
-        for block in self.blocks:
             block.build((None, None, hidden_dim))
+            self.blocks.append(block)
         self.pre_norm = self.norm = None
         if use_pre_norm:
             self.pre_norm = keras.layers.LayerNormalization(
@@ -288,16 +287,16 @@ class ViTBackbone(keras_hub.models.Backbone, metaclass=SubclassedModelType):
                 name="position_embedding",
             )
         else:
-            table = sincos_position_embedding(
-                hidden_dim,
-                rows,
-                columns,
-                layout="mae" if position_embedding == "sincos" else "moco_v3",
-            )
-            table = np.concatenate([np.zeros((int(use_class_token), hidden_dim)), table])
+
+            def table(shape, dtype=None):
+                layout = "mae" if position_embedding == "sincos" else "moco_v3"
+                table = sincos_position_embedding(hidden_dim, rows, columns, layout)
+                table = np.concatenate([np.zeros((int(use_class_token), hidden_dim)), table])
+                return ops.convert_to_tensor(table[None], dtype)
+
             self.position_embedding = self.add_weight(
                 shape=(1, positions, hidden_dim),
-                initializer=lambda shape, dtype=None: ops.convert_to_tensor(table[None], dtype),
+                initializer=table,
                 trainable=False,
                 name="position_embedding",
             )
@@ -326,9 +325,7 @@ class ViTBackbone(keras_hub.models.Backbone, metaclass=SubclassedModelType):
             load_weights: `False` for new weights.
             **kwargs: arguments that replace the saved ones, e.g. `drop_path_rate=0.1`.
         """
-        folder = resolve_preset(preset)
-        with clear_errors(preset):
-            return super().from_preset(folder, load_weights=load_weights, **kwargs)
+        return load_preset(super().from_preset, preset, load_weights, **kwargs)
 
     @property
     def num_prefix_tokens(self) -> int:

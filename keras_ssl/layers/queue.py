@@ -54,13 +54,17 @@ class FeatureQueue(keras.layers.Layer):
         self.seed = seed
         # `keras.utils.set_random_seed` seeds this generator too.
         draw = np.random.default_rng(random.getrandbits(63) if seed is None else seed)
-        start = draw.normal(size=(size, dim))
-        start /= np.linalg.norm(start, axis=1, keepdims=True)
+
+        def start(shape, dtype=None):
+            rows = draw.normal(size=shape)
+            rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+            return ops.convert_to_tensor(rows, dtype)
+
         self.rows = self.add_weight(
             shape=(size, dim),
             # Precision is not for saving here: the keys are compared with float32 ones.
             dtype="float32",
-            initializer=lambda shape, dtype: ops.convert_to_tensor(start, dtype),
+            initializer=start,
             trainable=False,
             name="rows",
         )

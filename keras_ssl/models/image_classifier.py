@@ -17,6 +17,7 @@ from keras_ssl.training.labelled_batches import LabelledBatches
 from keras_ssl.training.optimizers import AdamW
 from keras_ssl.training.schedules import WarmupCosine
 from keras_ssl.training.subclassed import SubclassedModelType
+from keras_ssl.weight_files import load_preset
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
@@ -244,17 +245,17 @@ class ImageClassifier(keras_hub.models.ImageClassifier, metaclass=SubclassedMode
             The class of this module that fits the preset's backbone; for a backbone of keras-hub
             (`ResNetBackbone`, `EfficientNetBackbone`, ...) keras-hub's own.
         """
-        folder = resolve_preset(preset)
-        with clear_errors(preset), warnings.catch_warnings():
-            backbone = preset_io.read_json(folder, "config.json", preset)
-            if str(backbone.get("registered_name")).startswith("keras_hub>"):
-                if "preprocessor" not in kwargs:
+        folder, load = resolve_preset(preset), super().from_preset
+        backbone = preset_io.read_json(folder, "config.json", preset)
+        if str(backbone.get("registered_name")).startswith("keras_hub>"):
+            load = keras_hub.models.ImageClassifier.from_preset
+            if "preprocessor" not in kwargs:
+                with clear_errors(preset):
                     kwargs["preprocessor"] = preset_io.load_preprocessor(folder, preset)
-                cls = keras_hub.models.ImageClassifier
-                return cls.from_preset(folder, load_weights=load_weights, **kwargs)
+        with warnings.catch_warnings():
             # The classifier has compiled itself, and a preset holds no optimizer.
             warnings.filterwarnings("ignore", message="Skipping variable loading for optimizer")
-            return super().from_preset(folder, load_weights=load_weights, **kwargs)
+            return load_preset(load, preset, load_weights, folder, **kwargs)
 
 
 # keras-hub finds a task and its preprocessor by the class of the backbone: a pair for each.

@@ -118,8 +118,9 @@ class MAE(SSLTask):
         patch_dim = backbone.patch_size**2 * backbone.image_shape[-1]
         epsilon = backbone.layer_norm_epsilon
         self.decoder_embedding = keras.layers.Dense(dim, dtype=policy, name="decoder_embedding")
-        self.decoder_blocks = [
-            TransformerBlock(
+        self.decoder_blocks = []
+        for i in range(decoder_num_layers):
+            block = TransformerBlock(
                 decoder_num_heads,
                 int(dim * decoder_mlp_ratio),
                 activation=backbone.activation,
@@ -128,8 +129,8 @@ class MAE(SSLTask):
                 dtype=policy,
                 name=f"decoder_block_{i}",
             )
-            for i in range(decoder_num_layers)
-        ]
+            block.build((None, None, dim))
+            self.decoder_blocks.append(block)
         self.decoder_norm = keras.layers.LayerNormalization(
             epsilon=epsilon, dtype=policy, name="decoder_norm"
         )
@@ -137,18 +138,23 @@ class MAE(SSLTask):
             patch_dim, dtype=policy, name="decoder_prediction"
         )
         self.decoder_embedding.build((None, None, backbone.hidden_dim))
-        for layer in (*self.decoder_blocks, self.decoder_norm, self.decoder_prediction):
+        for layer in (self.decoder_norm, self.decoder_prediction):
             layer.build((None, None, dim))
         self.mask_token = self.add_weight(
             shape=(1, 1, dim),
             initializer=keras.initializers.RandomNormal(stddev=0.02),
             name="mask_token",
         )
-        table = sincos_position_embedding(dim, *backbone.grid)
-        table = np.concatenate([np.zeros((backbone.num_prefix_tokens, dim)), table])[None]
+        rows, columns = backbone.grid
+
+        def table(shape, dtype=None):
+            table = sincos_position_embedding(dim, rows, columns)
+            table = np.concatenate([np.zeros((backbone.num_prefix_tokens, dim)), table])
+            return ops.convert_to_tensor(table[None], dtype)
+
         self.decoder_position_embedding = self.add_weight(
-            shape=table.shape,
-            initializer=lambda shape, dtype=None: ops.convert_to_tensor(table, dtype),
+            shape=(1, backbone.num_prefix_tokens + rows * columns, dim),
+            initializer=table,
             trainable=False,
             name="decoder_position_embedding",
         )

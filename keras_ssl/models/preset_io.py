@@ -1,5 +1,6 @@
 """Writing and reading preset folders: whole or not at all, and nothing but plain data."""
 
+import contextlib
 import json
 import os
 
@@ -13,6 +14,7 @@ from keras_ssl.safe_files import check_room, replacing
 from keras_ssl.training.file_sizes import file_size, saved_variables
 from keras_ssl.training.replicas import alone
 from keras_ssl.training.subclassed import without_optimizer
+from keras_ssl.weight_files import load_preset, load_task_weights, within_files
 
 _WEIGHTS = (".weights.h5", ".weights.json")
 
@@ -126,12 +128,15 @@ def load_task(cls, preset, load_weights: bool, kwargs: dict):
         for key in ("backbone", "text_backbone"):
             if dtype is not None and key in config["config"]:
                 config["config"][key]["config"]["dtype"] = dtype
-        task = saved_cls.from_config({**config["config"], **kwargs})
+        # With new weights, arguments may make the model as large as they like.
+        limited = load_weights or not kwargs
+        with within_files(folder) if limited else contextlib.nullcontext():
+            task = saved_cls.from_config({**config["config"], **kwargs})
     if load_weights:
         asked = getattr(task, "predict_with", None)
         if asked is not None:  # whose weights were written as the encoder's
             task.predict_with = config["config"]["predict_with"]
-        _load_task_weights(task, folder)
+        load_task_weights(task, folder)
         if asked is not None:
             task.predict_with = asked
         warn_of_new_parts(source.get("missing", []), preset)
@@ -151,9 +156,11 @@ def _around_encoder(cls, folder, preset, load_weights, kwargs):
             f"keras_hub.models.Backbone. Received: preset={preset!r}"
         )
     options = {"dtype": kwargs.pop("dtype")} if "dtype" in kwargs else {}
-    backbone = keras_hub.models.Backbone.from_preset(folder, load_weights=load_weights, **options)
+    backbone = load_preset(keras_hub.models.Backbone.from_preset, folder, load_weights, **options)
     if "preprocessor" not in kwargs:
-        kwargs["preprocessor"] = keras_hub.models.ImageClassifierPreprocessor.from_preset(folder)
+        with clear_errors(preset):
+            read = keras_hub.models.ImageClassifierPreprocessor.from_preset
+            kwargs["preprocessor"] = read(folder)
     task = cls(backbone, **kwargs)
     if load_weights:
         known = {id(v) for v in backbone.weights}
@@ -162,32 +169,6 @@ def _around_encoder(cls, folder, preset, load_weights, kwargs):
         new = [v.path for v in task.trainable_variables if id(v) not in known]
         warn_of_new_parts(new, preset)
     return task
-
-
-def _load_task_weights(task, folder):
-    for name, load in (
-        ("model.weights.h5", task.embedding_backbone.load_weights),
-        ("task.weights.h5", task.load_task_weights),
-    ):
-        path = os.path.join(folder, name)
-        if not os.path.exists(path):
-            sharded = path.replace(".weights.h5", ".weights.json")
-            if not os.path.exists(sharded):
-                raise ValueError(
-                    f"The preset is incomplete: {name} is missing. Received: folder {folder!r}"
-                )
-            path = sharded
-        try:
-            load(path)
-        except (OSError, RuntimeError) as error:
-            raise ValueError(
-                f"{name} cannot be read: it is truncated or not a weight file. Save or "
-                f"download the preset again. Received: {path!r} ({error})"
-            ) from error
-        except (ValueError, KeyError) as error:
-            raise ValueError(
-                f"{name} does not fit this architecture. Received: {path!r} ({error})"
-            ) from error
 
 
 def load_preprocessor(folder, preset):

@@ -16,6 +16,7 @@ from keras_ssl.backbones import (
     small_resnet,
 )
 from keras_ssl.models.ssl_task import SSLTask
+from keras_ssl.weight_files import load_preset
 
 # He et al. 2016, table 1.
 _RESNETS = {
@@ -128,7 +129,7 @@ def build_backbone(
             f"{sorted(presets.list_presets())}, a folder made by save_to_preset(), hf://... or "
             f"kaggle://... Received: backbone={name!r}"
         ) from None
-    return keras_hub.models.Backbone.from_preset(folder, **options)
+    return load_preset(keras_hub.models.Backbone.from_preset, folder, **options)
 
 
 def default_patch_size(image_size: int) -> int:

@@ -20,6 +20,7 @@ from keras_ssl.models.ssl_task import SSLTask
 from keras_ssl.presets import resolve_preset
 from keras_ssl.runs.data import RunData, load_data
 from keras_ssl.runs.embeddings import model_image_size
+from keras_ssl.weight_files import load_preset
 
 PROTOCOLS = ("knn", "linear", "zero-shot", "retrieval", "segmentation")
 
@@ -49,7 +50,7 @@ def load_model(name: str | os.PathLike):
     folder = pathlib.Path(resolve_preset(os.fspath(name)))
     if (folder / "task.json").exists() or not (folder / "config.json").exists():
         return SSLTask.from_preset(os.fspath(folder))
-    backbone = keras_hub.models.Backbone.from_preset(os.fspath(folder))
+    backbone = load_preset(keras_hub.models.Backbone.from_preset, folder)
     preprocessor = "auto"
     if (folder / "preprocessor.json").exists():
         # Of whatever class keras-hub finds for the backbone.
