@@ -8,6 +8,8 @@ import numpy as np
 from keras_ssl.converters.convert import LoadReport, load_official, official_entries
 from keras_ssl.converters.files import read_state_dict
 from keras_ssl.converters.timm import present_names
+from keras_ssl.presets import clear_errors
+from keras_ssl.weight_files import within_state
 
 # Heads are no tensor's size: those of the published widths.
 _HEADS = {128: 4, 192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16, 1536: 24}
@@ -92,14 +94,19 @@ def from_official(source, layout: str | None = None, key: str | None = None, **o
     Raises:
         ValueError: an unknown layout, or a file that lacks tensors of the encoder.
     """
-    state = present_names(read_state_dict(source, key))
+    with clear_errors(source, "path"):
+        return _built(present_names(read_state_dict(source, key)), layout, options)
+
+
+def _built(state: dict, layout: str | None, options: dict) -> tuple:
     layout = layout or recognise(state)
     method = _METHODS.get(layout)
     if layout == "mae" and "decoder_embed.weight" not in state:
         method = None
     if layout == "dino" and not any(name.startswith("student.") for name in state):
         method = None
-    model = (method or _encoder)(_Tensors(state), layout, options)
+    with within_state(state, options, f"the layout {layout!r} of the file"):
+        model = (method or _encoder)(_Tensors(state), layout, options)
     report = load_official(model, state, layout, strict=False)
     _check(model, report, layout)
     return model, report
@@ -172,10 +179,16 @@ class _Tensors:
     def __contains__(self, name) -> bool:
         return self.prefix + name in self.state
 
-    def shape(self, name: str) -> tuple[int, ...]:
+    def shape(self, name: str, axes: int = 2) -> tuple[int, ...]:
         if name not in self:
             raise ValueError(f"The file lacks {self.prefix + name!r}, which tells a size.")
-        return tuple(self.state[self.prefix + name].shape)
+        shape = tuple(self.state[self.prefix + name].shape)
+        if not all(shape) or len(shape) != axes:
+            raise ValueError(
+                f"Tensor {self.prefix + name!r} tells a size, and is empty or does not have "
+                f"{axes} axes. Received: shape={shape}"
+            )
+        return shape
 
     def count(self, pattern: str) -> int:
         """How many numbers `(\\d+)` a pattern of names finds."""
@@ -189,10 +202,10 @@ class _Tensors:
 def _vit(tensors, layout: str, options: dict, **defaults):
     from keras_ssl.backbones import ViTBackbone
 
-    dim, channels, patch, _ = tensors.shape("patch_embed.proj.weight")
+    dim, channels, patch, _ = tensors.shape("patch_embed.proj.weight", 4)
     class_token = "cls_token" in tensors
-    registers = tensors.shape("register_tokens")[1] if "register_tokens" in tensors else 0
-    positions = tensors.shape("pos_embed")[1] - int(class_token)
+    registers = tensors.shape("register_tokens", 3)[1] if "register_tokens" in tensors else 0
+    positions = tensors.shape("pos_embed", 3)[1] - int(class_token)
     side = round(positions**0.5)
     swiglu = "blocks.0.mlp.w12.weight" in tensors
     hidden = (
@@ -233,7 +246,7 @@ def _resnet(tensors, options: dict):
 
     from keras_ssl.backbones import resnet
 
-    filters = tensors.shape("conv1.weight")[0]
+    filters = tensors.shape("conv1.weight", 4)[0]
     blocks = [tensors.count(rf"layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4)]
     bottleneck = "layer1.0.conv3.weight" in tensors
     if filters != 64:
@@ -364,7 +377,7 @@ def _simclr(tensors, layout, options):
             "Of SimCLR's checkpoints ResNets without selective kernels are offered, 50, 101 or 152 "
             f"layers deep. Received: {blocks} blocks"
         )
-    filters = tensors.shape("base_model/conv2d/kernel")[-1]
+    filters = tensors.shape("base_model/conv2d/kernel", 4)[-1]
     layers = tensors.count(r"head_contrastive/nl_(\d+)/")
     options_of_head = {}
     if layers:
@@ -386,7 +399,7 @@ def _byol(tensors, layout, options):
     blocks = [tensors.count(group.format(i)) for i in range(4)]
     stem = next(n for n in tensors.state if re.match(r"online/.*initial_conv/w$", n))
     return BYOL(
-        resnet(padding="same", num_blocks=blocks, filters=tensors.shape(stem)[-1], **options),
+        resnet(padding="same", num_blocks=blocks, filters=tensors.shape(stem, 4)[-1], **options),
         projection_dim=tensors.shape("online/projector/linear_1/w")[1],
         projection_hidden_dim=tensors.shape("online/projector/linear/w")[1],
         prediction_hidden_dim=tensors.shape("online/predictor/linear/w")[1],

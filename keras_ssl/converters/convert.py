@@ -299,8 +299,10 @@ def load_official(
                 f"tensor {entry.official!r} has shape {tuple(array.shape)}, the model needs "
                 f"{tuple(expected)}{_shape_hint(entry, array)}"
             )
-        elif not np.isfinite(array).all():
-            problems.append(f"tensor {entry.official!r} holds NaN or infinity")
+        elif not _is_finite(array):
+            problems.append(
+                f"tensor {entry.official!r} holds NaN or infinity, or more than float32 does"
+            )
         else:
             arrays[entry.official] = np.array(entry.to_ours(array), order="C")
     if len(problems) > 24:
@@ -325,6 +327,11 @@ def load_official(
         left=[v.path for v in _left(model, table)],
         layout=layout,
     )
+
+
+def _is_finite(array) -> bool:
+    with np.errstate(over="ignore"):
+        return bool(np.isfinite(array.astype("float32", copy=False)).all())
 
 
 def _listed(names: list[str], most: int = 24) -> str:

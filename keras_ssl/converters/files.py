@@ -2,14 +2,18 @@
 
 import argparse
 import json
+import math
 import os
 import pathlib
 import re
+import zipfile
 from collections.abc import Mapping
 
 import numpy as np
 
 from keras_ssl.converters.torchscript import is_torchscript, read_torchscript
+from keras_ssl.presets import clear_errors
+from keras_ssl.safe_files import check_unpacked_size
 
 _SAFETENSORS_DTYPES = {
     "F64": "<f8",
@@ -60,6 +64,11 @@ def read_state_dict(source, key: str | None = None) -> dict[str, np.ndarray]:
     state = keras_ssl.converters.read_state_dict({"norm.weight": np.ones(8)})
     ```
     """
+    with clear_errors(source, "path"):
+        return _read(source, key)
+
+
+def _read(source, key) -> dict[str, np.ndarray]:
     if isinstance(source, Mapping):
         return _plain(source, "the mapping")
     if not isinstance(source, (str, os.PathLike)):
@@ -87,8 +96,30 @@ def read_state_dict(source, key: str | None = None) -> dict[str, np.ndarray]:
     )
 
 
+def _check_npz(path) -> None:
+    """Refuses what unpacks to far more than the file holds, by what its headers say."""
+    if not zipfile.is_zipfile(path):
+        return  # the reader says what it is
+    size, formats = 0, np.lib.format
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            size += member.file_size  # no more than this is unpacked
+            with archive.open(member) as file:
+                version = formats.read_magic(file)
+                header = (
+                    formats.read_array_header_1_0
+                    if version == (1, 0)
+                    else formats.read_array_header_2_0
+                )
+                shape, _, dtype = header(file)
+            if not dtype.hasobject and math.prod(shape) * dtype.itemsize > member.file_size:
+                raise ValueError(f"{member.filename} is shorter than its header says")
+    check_unpacked_size(path, size)
+
+
 def _read_npz(path) -> dict[str, np.ndarray]:
     try:
+        _check_npz(path)
         with np.load(path, allow_pickle=False) as file:
             if not hasattr(file, "files"):
                 raise ValueError("it is a single .npy array")
@@ -113,33 +144,53 @@ def _read_safetensors(path) -> dict[str, np.ndarray]:
     if start > len(data):
         raise damaged("its header is cut off")
     try:
-        header = json.loads(data[8:start])
+        header = json.loads(data[8:start], object_pairs_hook=_without_duplicates)
         entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-    except (ValueError, AttributeError) as error:
-        raise damaged("its header is not a JSON object") from error
-    tensors = {}
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise damaged("its header is not a JSON object with a name for each tensor") from error
+    tensors, spans = {}, []
     for name, entry in entries.items():
         try:
-            dtype, shape = entry["dtype"], tuple(map(int, entry["shape"]))
-            first, last = map(int, entry["data_offsets"])
+            dtype, shape, (first, last) = entry["dtype"], entry["shape"], entry["data_offsets"]
+            sizes = [*shape, first, last]
         except (KeyError, TypeError, ValueError) as error:
             raise damaged(f"the entry of tensor {name!r} is malformed") from error
-        if dtype not in _SAFETENSORS_DTYPES:
+        if not all(type(size) is int for size in sizes):
+            raise damaged(f"the entry of tensor {name!r} is malformed")
+        if not isinstance(dtype, str) or dtype not in _SAFETENSORS_DTYPES:
             raise ValueError(
                 f"Tensor {name!r} has a dtype that is not supported; supported are "
                 f"{', '.join(_SAFETENSORS_DTYPES)}. Received: dtype={dtype!r}"
             )
         numpy_dtype = np.dtype(_SAFETENSORS_DTYPES[dtype])
-        expected = int(np.prod(shape, dtype="int64")) * numpy_dtype.itemsize
-        if min(shape, default=0) < 0 or not 0 <= first <= last or last - first != expected:
-            raise damaged(f"tensor {name!r} of shape {shape} does not fit its bytes")
+        size = math.prod(shape) * numpy_dtype.itemsize
+        if min(sizes) < 0 or last - first != size:
+            raise damaged(f"tensor {name!r} of shape {tuple(shape)} does not fit its bytes")
         if start + last > len(data):
             raise damaged(f"tensor {name!r} is cut off")
-        array = np.frombuffer(data[start + first : start + last], numpy_dtype).reshape(shape)
+        spans.append((first, last, name))
+        try:
+            array = np.frombuffer(data[start + first : start + last], numpy_dtype).reshape(shape)
+        except ValueError as error:  # more axes than NumPy has, or one beyond any memory
+            raise damaged(f"tensor {name!r} has an impossible shape") from error
         if dtype == "BF16":
             array = (array.astype("uint32") << 16).view("float32")
         tensors[name] = array
+    end = 0
+    for first, last, name in sorted(spans):
+        if first != end:
+            raise damaged(f"tensor {name!r} does not begin where the one before it ends")
+        end = last
+    if start + end != len(data):
+        raise damaged("bytes are left over behind its tensors")
     return tensors
+
+
+def _without_duplicates(pairs):
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        raise ValueError("a name is there twice")
+    return content
 
 
 def _read_tensorflow(path) -> dict[str, np.ndarray]:
@@ -219,11 +270,29 @@ def _unwrap(content, key, path):
     return content
 
 
+def _whole(tensor, name, where):
+    """Refuses a PyTorch tensor that is not as many numbers in memory as its shape says."""
+    kind = str(tensor.layout).removeprefix("torch.")
+    if tensor.is_nested or tensor.is_quantized or tensor.is_meta or kind != "strided":
+        kinds = [k for k in ("nested", "quantized", "meta") if getattr(tensor, f"is_{k}")]
+        raise ValueError(
+            f"Entry {name!r} of {where} is no plain tensor; store it as one. "
+            f"Received: a {' '.join(kinds) or kind} tensor"
+        )
+    size, held = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
+    if size > max(held, 2**16):
+        raise ValueError(
+            f"Entry {name!r} of {where} repeats {held:,} bytes to {size:,}: store it as large as "
+            f"it is. Received: shape={tuple(tensor.shape)}"
+        )
+    return tensor
+
+
 def _plain(tensors: Mapping, where: str) -> dict[str, np.ndarray]:
     arrays = {}
     for name, value in tensors.items():
         if hasattr(value, "detach"):  # a PyTorch tensor
-            value = value.detach().cpu()
+            value = _whole(value.detach(), name, where).cpu()
             value = value.float() if "bfloat16" in str(value.dtype) else value
         array = np.asarray(value)
         if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":

@@ -17,7 +17,9 @@ from keras_ssl.converters.build import from_official
 from keras_ssl.converters.convert import load_official, to_official
 from keras_ssl.converters.files import read_state_dict
 from keras_ssl.layers.image_converter import preprocessor_for
-from keras_ssl.safe_files import replacing
+from keras_ssl.presets import clear_errors
+from keras_ssl.safe_files import check_links, replacing
+from keras_ssl.weight_files import within_state
 
 _SOURCES = (
     transformers_align,
@@ -48,21 +50,28 @@ def from_transformers(folder) -> tuple:
             damaged, tensors that do not fit; the message names them.
     """
     folder = os.fspath(folder)
+    check_links(folder)
+    with clear_errors(folder, "folder"):
+        return _built(folder)
+
+
+def _built(folder: str) -> tuple:
     values = hf.read_json(folder, "config.json")
     if values is None:
         raise ValueError(f"The folder has no config.json. Received: {folder!r}")
     model_type = values.get("model_type")
-    if model_type not in MODEL_TYPES:
+    if not isinstance(model_type, str) or model_type not in MODEL_TYPES:
         raise ValueError(
             f"Architectures that are offered: {', '.join(sorted(MODEL_TYPES))}. "
             f"Received: model_type={model_type!r}"
         )
     source = MODEL_TYPES[model_type]
     layout, prefix = source.TYPES[model_type]
-    model = source.build(hf.Config(values))
     state = {}
     for path in hf.weight_files(folder):
         state.update(read_state_dict(path))
+    with within_state(state, values, os.path.join(folder, "config.json")):
+        model = source.build(hf.Config(values))
     if prefix and any(name.startswith(prefix) for name in state):
         state = {name.removeprefix(prefix): array for name, array in state.items()}
     for theirs, ours in getattr(source, "RENAMED", ()):

@@ -5,7 +5,9 @@ model) and `config_of` (back). Here is what they share.
 """
 
 import json
+import math
 import os
+import re
 
 import numpy as np
 
@@ -25,6 +27,10 @@ ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
 }
+# What a value is, by its name.
+_SIZES = re.compile(r"num_.*|.*_(sizes?|dim|channels|repeats|embeddings|ratios)|depths|strides")
+_RATES = re.compile(r".*_(eps|epsilon|rate|ratio|prob|coefficient|theta|value)")
+_FLAGS = re.compile(r"use_.*|.*_bias|norm_pix_loss")
 _RESAMPLE = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 
 
@@ -44,14 +50,27 @@ class Config:
                 f"{self.where} has no {name!r}. Received: model_type="
                 f"{self.values.get('model_type')!r} with {sorted(self.values)}"
             )
-        return self.values[name]
+        return self.get(name)
 
     def get(self, name, default=None):
         value = self.values.get(name)
-        return default if value is None else value
-
-    def sub(self, name) -> "Config":
-        return Config(self.get(name, {}), f"{self.where}, {name}")
+        if value is None:
+            return default
+        least = 0 if name == "num_register_tokens" else 1
+        if _SIZES.fullmatch(name):
+            values, wanted = value if isinstance(value, list) else [value], "a positive integer"
+            good = values and all(type(v) is int and v >= least for v in values)
+        elif _RATES.fullmatch(name):
+            good, wanted = is_number(value) and value >= 0, "a number"
+        elif _FLAGS.fullmatch(name):
+            good, wanted = isinstance(value, bool), "true or false"
+        elif name.endswith("_config"):
+            good, wanted = isinstance(value, dict), "an object"
+        else:
+            return value
+        if not good:
+            raise ValueError(f"{self.where}: {name} must be {wanted}. Received: {name}={value!r}")
+        return value
 
     def must_be(self, **expected) -> None:
         """Refuses settings that the model here cannot have."""
@@ -64,11 +83,20 @@ class Config:
 
     def pair(self, name) -> tuple[int, int]:
         value = self[name]
-        return (value, value) if isinstance(value, int) else tuple(value)
+        pair = (value, value) if isinstance(value, int) else tuple(value)
+        if len(pair) != 2:
+            raise ValueError(
+                f"{self.where}: {name} must be one size or two. Received: {name}={value!r}"
+            )
+        return pair
 
     def activation(self, name: str = "hidden_act") -> str:
         self.must_be(**{name: tuple(ACTIVATIONS)})
         return ACTIVATIONS[self.get(name, "gelu")]
+
+
+def is_number(value) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def vit_arguments(config: Config, epsilon: float) -> dict:
@@ -168,7 +196,7 @@ def read_json(folder: str, name: str) -> dict | None:
     try:
         with open(path, encoding="utf-8") as file:
             value = json.load(file)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{name} is not valid JSON ({error}). Received: {path!r}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{name} is not a JSON object. Received: {path!r}")
@@ -185,7 +213,7 @@ def weight_files(folder: str) -> list[str]:
             shards = index.get("weight_map")
             if not isinstance(shards, dict):
                 raise ValueError(f"{name}.index.json has no weight_map. Received: {folder!r}")
-            return [inside(folder, shard) for shard in sorted(set(shards.values()))]
+            return sorted({inside(folder, shard) for shard in shards.values()})
     raise ValueError(
         "The folder holds neither model.safetensors nor pytorch_model.bin. "
         f"Received: {folder!r} with {sorted(os.listdir(folder))}"
@@ -200,11 +228,18 @@ def preprocessing(folder: str) -> dict | None:
     size, crop = config.get("size"), config.get("crop_size")
 
     def sides(value):
-        if isinstance(value, dict):
-            if "shortest_edge" in value:
-                return value["shortest_edge"], None
-            return value.get("height"), value.get("width")
-        return (value, value) if isinstance(value, int) else (None, None)
+        if isinstance(value, dict) and "shortest_edge" in value:
+            found = value["shortest_edge"], None
+        elif isinstance(value, dict):
+            found = value.get("height"), value.get("width")
+        else:
+            found = value, value
+        if not all(side is None or (type(side) is int and 0 < side <= 2**14) for side in found):
+            raise ValueError(
+                "preprocessor_config.json: sizes must be positive integers, no larger than "
+                f"{2**14}. Received: {value!r}"
+            )
+        return found
 
     height, width = sides(size)
     fraction = 1.0
@@ -217,14 +252,26 @@ def preprocessing(folder: str) -> dict | None:
     scaled = config.get("do_rescale", True)
     normalised = config.get("do_normalize", True)
     zero = 1.0 if scaled and config.get("rescale_offset") else 0.0  # to [-1, 1] by the rescaling
+    mean = config.get("image_mean", [0.5] * 3) if normalised else [zero] * 3
+    std = config.get("image_std", [0.5] * 3) if normalised else [1.0] * 3
+    factor = config.get("rescale_factor", 1 / 255) if scaled else 1.0
+    for name, value, good in (
+        ("image_mean", mean, isinstance(mean, list) and all(map(is_number, mean))),
+        ("image_std", std, isinstance(std, list) and all(is_number(s) and s > 0 for s in std)),
+        ("rescale_factor", factor, is_number(factor) and factor > 0),
+    ):
+        if not good:
+            raise ValueError(
+                f"preprocessor_config.json: {name} is no such number. Received: {name}={value!r}"
+            )
     return {
         "image_size": None if height is None else (height, width or height),
         "crop_fraction": fraction,
         "crop_to_aspect_ratio": not squash,
         "interpolation": _RESAMPLE.get(config.get("resample", 3), "bicubic"),
-        "mean": tuple(config.get("image_mean", (0.5,) * 3)) if normalised else (zero,) * 3,
-        "std": tuple(config.get("image_std", (0.5,) * 3)) if normalised else (1.0,) * 3,
-        "factor": config.get("rescale_factor", 1 / 255) if scaled else 1.0,
+        "mean": tuple(mean),
+        "std": tuple(std),
+        "factor": factor,
     }
 
 
