@@ -23,6 +23,7 @@ import warnings
 import zipfile
 from collections import Counter
 
+import h5py
 import hypothesis
 import hypothesis.extra.numpy as hnp
 import keras
@@ -34,7 +35,7 @@ from PIL import Image
 
 from keras_ssl.backbones import ViTBackbone
 from keras_ssl.callbacks import Checkpoint, LogFile
-from keras_ssl.converters import read_state_dict
+from keras_ssl.converters import from_transformers, read_state_dict, to_transformers
 from keras_ssl.datasets import sources
 from keras_ssl.models import MAE
 from keras_ssl.runs import Embeddings, PretrainConfig
@@ -96,6 +97,7 @@ SCALARS = st.one_of(
     st.none(),
     st.booleans(),
     st.integers(-3, 64),
+    st.sampled_from([12_000, 100_000, 10**6, 2**20 - 4]),
     st.sampled_from([2**31, 2**63, 10**30, -(2**31), 1e308, float("nan"), float("inf"), 0.5]),
     st.text(max_size=12),
     st.sampled_from(["../../x", "/etc/passwd", "float64", "mae", "\0", "con", "a" * 5000]),
@@ -142,6 +144,12 @@ class Material:
         backbone = toy.vit(num_layers=1, position_embedding="sincos", initializer="mae")
         self.model = toy.mae(backbone)
         self.model.save_to_preset(self.folder / "preset")
+        to_transformers(toy.vit(num_layers=1), self.folder / "theirs")
+        described = {"size": {"height": 16, "width": 16}, "image_mean": [0.5] * 3}
+        described = json.dumps(described | {"image_std": [0.5] * 3, "rescale_factor": 1 / 255})
+        (self.folder / "theirs" / "preprocessor_config.json").write_text(described)
+        with h5py.File(self.folder / "other.h5", "w") as file:
+            file["x"] = np.ones(16, "float32")
         self.model.compile("sgd")
         callback = Checkpoint(self.folder / "checkpoints")
         callback.set_model(self.model)
@@ -154,7 +162,8 @@ class Material:
             "a": {"dtype": "F32", "shape": [3, 4], "data_offsets": [0, 48]},
             "b": {"dtype": "BF16", "shape": [5], "data_offsets": [48, 58]},
         }
-        header = json.dumps(header).encode()
+        self.header = json.dumps(header)
+        header = self.header.encode()
         self.weights = {
             ".npz": [file.getvalue()],
             ".safetensors": [len(header).to_bytes(8, "little") + header + bytes(58)],
@@ -237,12 +246,65 @@ def presets(m, draw):
         cls.from_preset(str(folder))
 
 
+def folders(m, draw):
+    """Folders in the transformers layout whose JSON files say something else."""
+    shutil.rmtree(m.folder / "hostile", ignore_errors=True)
+    folder = shutil.copytree(m.folder / "theirs", m.folder / "hostile")
+    name = draw(st.sampled_from(["config.json", "preprocessor_config.json"]))
+    text = draw(changed_json((folder / name).read_text()))
+    (folder / name).write_text(text, encoding="utf-8", errors="surrogateescape")
+    with judged("folders", [folder]):
+        from_transformers(folder)
+
+
+def hostile_tensor(m, draw, path):
+    """A tensor of an HDF5 file becomes a link, another shape, NaN, a void of any size, ..."""
+    other = str(m.folder / "other.h5")
+    with h5py.File(path, "a") as file:
+        names = []
+        file.visit(names.append)
+        name = draw(st.sampled_from(names))
+        kind = draw(
+            st.sampled_from(["soft", "external", "virtual", "raw", "void", "shape", "nan", "gone"])
+        )
+        if kind == "nan":
+            if isinstance(file[name], h5py.Dataset) and file[name].dtype.kind == "f":
+                file[name][...] = draw(st.sampled_from([np.nan, np.inf, -np.inf]))
+            return
+        del file[name]
+        if kind == "soft":
+            file[name] = h5py.SoftLink(draw(st.sampled_from(["/", "/nothing", "/" + names[-1]])))
+        elif kind == "external":
+            file[name] = h5py.ExternalLink(other, draw(st.sampled_from(["/", "/x"])))
+        elif kind == "virtual":
+            layout = h5py.VirtualLayout((16,), "float32")
+            layout[:] = h5py.VirtualSource(other, "x", (16,))
+            file.create_virtual_dataset(name, layout)
+        elif kind == "raw":
+            file.create_dataset(name, (16,), "float32", external=[(other, 0, 64)])
+        elif kind == "void":
+            shape = draw(st.sampled_from([(2**30,), (2**38,), (2**20, 2**20), (0,), (0, 2**40)]))
+            chunks = tuple(min(side, 2**10) or 1 for side in shape)
+            file.create_dataset(
+                name, shape, "float32", chunks=chunks, maxshape=(None,) * len(shape)
+            )
+        elif kind == "shape":
+            file[name] = draw(hnp.arrays(DTYPES.filter(_storable), SHAPES))
+
+
+def _storable(dtype):
+    return dtype.kind in "fiubcS" and dtype.itemsize > 0
+
+
 def preset_weights(m, draw):
-    """Presets whose HDF5 files are damaged anywhere."""
+    """Presets whose HDF5 files are damaged anywhere, or made to mislead."""
     shutil.rmtree(m.folder / "hostile", ignore_errors=True)
     folder = shutil.copytree(m.folder / "preset", m.folder / "hostile")
     name = draw(st.sampled_from(["model.weights.h5", "task.weights.h5"]))
-    (folder / name).write_bytes(draw(damaged([(folder / name).read_bytes()])))
+    if draw(st.booleans()):
+        hostile_tensor(m, draw, folder / name)
+    else:
+        (folder / name).write_bytes(draw(damaged([(folder / name).read_bytes()])))
     with judged("preset weights", [folder]):
         MAE.from_preset(str(folder))
 
@@ -250,7 +312,13 @@ def preset_weights(m, draw):
 def weight_files(m, draw):
     """.npz, .safetensors and .pth: cut, flipped, with headers that lie, with code in them."""
     suffix = draw(st.sampled_from(sorted(m.weights)))
-    path = m.put("weights" + suffix, draw(damaged(m.weights[suffix])))
+    content = draw(damaged(m.weights[suffix]))
+    if suffix == ".safetensors" and draw(st.booleans()):  # a whole header that lies
+        header = draw(changed_json(m.header)).encode("utf-8", "surrogatepass")
+        content = (
+            len(header).to_bytes(8, "little") + header + bytes(draw(st.sampled_from([58, 60])))
+        )
+    path = m.put("weights" + suffix, content)
     with judged("weight files", [path]):
         for array in read_state_dict(path).values():
             assert isinstance(array, np.ndarray) and array.nbytes < 2**20
@@ -357,7 +425,7 @@ def embeddings(m, draw):
 
 
 TARGETS = [
-    *(configs, presets, preset_weights, weight_files, checkpoints),
+    *(configs, presets, folders, preset_weights, weight_files, checkpoints),
     *(images, archives, captions, arrays, logs, embeddings),
 ]
 

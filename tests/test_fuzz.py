@@ -11,6 +11,6 @@ def material(tmp_path_factory):
 
 @pytest.mark.parametrize("target", fuzz.TARGETS, ids=lambda target: target.__name__)
 def test_taken_or_refused_in_clear_words(target, material):
-    costly = target in (fuzz.presets, fuzz.preset_weights)
+    costly = target in (fuzz.presets, fuzz.folders, fuzz.preset_weights)
     fuzz.fuzz(target, material, examples=8 if costly else 60)
     assert sum(count for (name, _), count in fuzz.counts.items()) > 0
