@@ -412,7 +412,7 @@ def _clip(tensors, layout, options):
 
     visual = tensors.below("visual.")
     if "class_embedding" in visual:
-        dim, channels, patch, _ = visual.shape("conv1.weight")
+        dim, channels, patch, _ = visual.shape("conv1.weight", 4)
         side = patch * math.isqrt(visual.shape("positional_embedding")[0] - 1)
         projection_dim = visual.shape("proj")[1]
         found = dict(
@@ -428,9 +428,9 @@ def _clip(tensors, layout, options):
         side = 32 * math.isqrt(visual.shape("attnpool.positional_embedding")[0] - 1)
         projection_dim = visual.shape("attnpool.c_proj.weight")[0]
         found = dict(
-            image_shape=(side, side, visual.shape("conv1.weight")[1]),
+            image_shape=(side, side, visual.shape("conv1.weight", 4)[1]),
             stackwise_num_blocks=[visual.count(rf"layer{i}\.(\d+)\.") for i in (1, 2, 3, 4)],
-            width=visual.shape("layer1.0.conv1.weight")[0],
+            width=visual.shape("layer1.0.conv1.weight", 4)[0],
             output_dim=projection_dim,
         )
         backbone = ModifiedResNet(**{**found, **options})

@@ -104,6 +104,12 @@ def from_timm(folder) -> tuple:
             that do not fit; the message names them.
     """
     folder = os.fspath(folder)
+    check_links(folder)
+    with clear_errors(folder, "folder"):
+        return _built_of_timm(folder)
+
+
+def _built_of_timm(folder: str) -> tuple:
     config = hf.Config(hf.read_json(folder, "config.json") or {})
     state = {}
     for path in hf.weight_files(folder):

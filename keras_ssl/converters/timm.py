@@ -29,7 +29,11 @@ def present_names(state: dict) -> dict:
     for match in filter(None, map(fused.match, list(state))):
         mlp = match[1]
         first, second = state[f"{mlp}.fc1.weight"], state.get(f"{mlp}.fc2.weight")
-        if second is not None and first.shape[0] == 2 * second.shape[-1]:
+        if (
+            second is not None
+            and first.ndim == second.ndim == 2
+            and len(first) == 2 * second.shape[1]
+        ):
             for theirs, ours in (("fc1", "w12"), ("fc2", "w3")):
                 for part in ("weight", "bias"):
                     if f"{mlp}.{theirs}.{part}" in state:

@@ -64,13 +64,16 @@ class Config:
             good, wanted = is_number(value) and value >= 0, "a number"
         elif _FLAGS.fullmatch(name):
             good, wanted = isinstance(value, bool), "true or false"
-        elif name.endswith("_config"):
+        elif name.endswith(("_config", "_cfg")):
             good, wanted = isinstance(value, dict), "an object"
         else:
             return value
         if not good:
             raise ValueError(f"{self.where}: {name} must be {wanted}. Received: {name}={value!r}")
         return value
+
+    def sub(self, name) -> "Config":
+        return Config(self.get(name, {}), f"{self.where}, {name}")
 
     def must_be(self, **expected) -> None:
         """Refuses settings that the model here cannot have."""
