@@ -140,6 +140,34 @@ def test_a_loaded_model_continues_the_schedule(tmp_path):
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
+@pytest.mark.parametrize("make", [toy.moco_v3, toy.byol])
+def test_a_run_resumed_between_accumulated_batches(make, tmp_path):
+    """Three batches an epoch, two to an update: every other epoch ends within an update."""
+
+    def fresh():
+        keras.utils.set_random_seed(0)
+        model = make()
+        model.compile(keras.optimizers.SGD(0.05, momentum=0.9, gradient_accumulation_steps=2))
+        return model
+
+    images, options = toy.images(24), dict(batch_size=8, verbose=0)
+    whole = fresh()
+    whole.fit(images, epochs=5, **options)
+    first = fresh()
+    stop = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: setattr(first, "stop_training", epoch == 0)
+    )
+    first.fit(images, epochs=5, callbacks=[stop], **options)
+    first.save(tmp_path / "first.keras")
+    resumed = keras.saving.load_model(tmp_path / "first.keras")
+    resumed.fit(images, epochs=5, initial_epoch=1, **options)
+    updates = 8 if whole.teacher_update == "before" else 7  # of 15 batches
+    for model in (whole, resumed):
+        assert int(model.teacher_step) == int(model.teacher_total_steps) == updates
+    for one, other in zip(whole.variables, resumed.variables, strict=True):
+        np.testing.assert_array_equal(to_numpy(one), to_numpy(other), err_msg=one.path)
+
+
 @pytest.mark.parametrize("method", ["byol", "moco_v3"])
 def test_a_steps_gradient_is_of_that_step_alone(method):
     """Student and teacher have variables of the same paths; none may be taken for the other."""

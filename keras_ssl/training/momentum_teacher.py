@@ -199,12 +199,14 @@ class MomentumTeacher:
         if steps_per_epoch is None or self.momentum_schedule == "constant":
             return
         accumulate = _accumulation(self.optimizer)
+        # An update before the step is of the first of its batches, one after it of the last: an
+        # incomplete window at the end has only the first.
+        rest = accumulate - 1 if self.teacher_update == "before" else 0
         to_do = steps_per_epoch * (epochs - initial_epoch) // accumulate
         if count_of(self.teacher_step) + to_do > count_of(self.teacher_total_steps):
             auto = self._auto_compile or {}
-            self.teacher_total_steps.assign(
-                max(1, steps_per_epoch * (auto.get("epochs") or epochs) // accumulate)
-            )
+            batches = steps_per_epoch * (auto.get("epochs") or epochs)
+            self.teacher_total_steps.assign(max(1, (batches + rest) // accumulate))
             self.teacher_step.assign(0)
 
     def _follow(self, optimizer):
