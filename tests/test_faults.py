@@ -117,6 +117,17 @@ def test_a_step_that_explodes_is_named():
     assert error.value.batch == first and not error.value.in_data
 
 
+def test_statistics_that_explode_are_named():
+    """The loss does not see them: training takes the statistics of the batch."""
+    model = byol()
+    model.compile(sgd(0.1), non_finite="stop")
+    (variance, *_) = (v for v in model.backbone.variables if "moving_variance" in v.path)
+    model.fit(Batches(GOOD), shuffle=False, verbose=0)
+    variance.assign(np.full(variance.shape, np.inf))
+    with pytest.raises(NonFiniteError, match="batch 1 of epoch 1.*data of this batch are finite"):
+        model.fit(Batches(GOOD), shuffle=False, verbose=0)
+
+
 def test_a_long_epoch_is_cut_short():
     """A look in every 50 steps: the bad step 2 of 300 ends the epoch long before its end."""
     model = byol()

@@ -46,7 +46,7 @@ class PretrainConfig:
         tensorboard: write `output/tensorboard`.
         wandb: a project of Weights & Biases, or None.
         report: write `output/report.html`.
-        non_finite: when the loss or the weights become NaN or infinite: `"stop"` and name the
+        non_finite: when the loss, weights or state become NaN or infinite: `"stop"` and name the
             batch, `"skip"` such batches and count them, or None to go on.
         memory_gb: pictures that need more stay on the disk and are decoded batch by batch.
     """

@@ -31,9 +31,10 @@ class NonFiniteError(FloatingPointError, ValueError):
                 "learning rate, or compute in float32 or bfloat16 instead of float16"
             )
         super().__init__(
-            f"The loss or the weights became NaN or infinite in batch {batch} of epoch {epoch}. "
-            f"{why}, and go on from the last checkpoint; or leave such batches out: "
-            f'non_finite="skip". Received: epoch={epoch}, batch={batch} (from 1)'
+            "The loss, the weights or the model's state became NaN or infinite in batch "
+            f"{batch} of epoch {epoch}. {why}, and go on from the last checkpoint; "
+            f'or leave such batches out: non_finite="skip". '
+            f"Received: epoch={epoch}, batch={batch} (from 1)"
         )
 
 
@@ -74,7 +75,8 @@ class StepGuard:
     """Watches whether the numbers that a training step leaves are finite.
 
     Everything happens on the device, inside the compiled step: nothing waits for the host. With
-    `"stop"` the loss and the weights are looked at, and the place of the first bad step is kept
+    `"stop"` the loss, the weights and what the model keeps beside them (moving statistics, teacher,
+    queue, centre) are looked at, and the place of the first bad step is kept
     for `FiniteSteps`. With `"skip"` all state is looked at, and a bad step is undone as a whole:
     weights, optimizer, teacher, queue, centre, statistics, counters and random streams are what
     they would be if the batch had not been there. That takes memory for one more copy of them.
@@ -110,7 +112,7 @@ class StepGuard:
 
     def _stateless(self, model, update, args, data_finite):
         logs, new = update(*args)
-        watched = new if self.action == "skip" else (new[0], new[3])
+        watched = new if self.action == "skip" else (new[0], new[1], new[3])
         finite = all_finite(keras.tree.flatten(watched))
         if self.action == "skip":
             new = keras.tree.map_structure(lambda a, b: ops.where(finite, a, b), new, args[0])
@@ -121,13 +123,13 @@ class StepGuard:
         return logs, (*new[:3], metrics)
 
     def _in_place(self, model, update, args, data_finite):
-        weights, metrics = model.trainable_variables, model.metrics_variables
-        state = [*weights, *model.non_trainable_variables, *model.optimizer.variables, *metrics]
+        numbers = [*model.variables, *model.metrics_variables]
+        state = [*numbers, *model.optimizer.variables]
         state = list({id(v): v for v in state if v is not self.tally.values}.values())
         old = [ops.copy(v) for v in state] if self.action == "skip" else []
         with _gradients(True):
             logs = update(*args)
-        watched = state if self.action == "skip" else [*weights, *metrics]
+        watched = state if self.action == "skip" else numbers
         finite = _everywhere(all_finite(watched))
         for variable, value in zip(state, old, strict=False):
             variable.assign(ops.where(finite, variable, value))
