@@ -129,7 +129,10 @@ def test_a_killed_run_ends_as_if_it_had_not_been(place, tmp_path):
     )
     assert child.returncode == -signal.SIGKILL, child.stderr[-3000:]
     assert Checkpoint.latest(killed)[1] == 2 and not (killed / "preset").exists()
+    until_kill = json.loads((killed / "seconds.json").read_text())
     said = keras_ssl("pretrain", "-o", killed, "--resume")
+    seconds = json.loads((killed / "result.json").read_text())["seconds"]
+    assert 0 < until_kill < seconds  # of both sessions
     assert "Going on after epoch 2 of 4." in said
     models = [
         keras.saving.load_model(tmp_path / name / "checkpoint-00004.keras")
@@ -143,6 +146,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(place, tmp_path):
     before = (killed / "log.csv").read_bytes()
     keras_ssl("pretrain", "-o", killed, "--resume")
     assert (killed / "log.csv").read_bytes() == before
+    assert json.loads((killed / "result.json").read_text())["seconds"] == seconds
 
 
 def test_pictures_on_the_disk_train_as_those_in_memory(place, tmp_path):

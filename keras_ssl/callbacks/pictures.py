@@ -9,6 +9,7 @@ from PIL import Image
 
 from keras_ssl import visualization
 from keras_ssl.callbacks.schedule import ScheduledCallback
+from keras_ssl.safe_files import whole_file
 
 
 class PicturePlot(ScheduledCallback):
@@ -49,9 +50,9 @@ class PicturePlot(ScheduledCallback):
     def write(self, model, epoch: int) -> pathlib.Path:
         """Draws the model as it is now, for an epoch counted from 1, and returns the file."""
         picture: Image.Image = self.draw(model)
-        self.folder.mkdir(parents=True, exist_ok=True)
         self.path = self.folder / f"{self.name}_{epoch:04d}.png"
-        picture.save(self.path)
+        with whole_file(self.path) as unfinished:
+            picture.save(unfinished)
         return self.path
 
     def on_epoch_end(self, epoch, logs=None):

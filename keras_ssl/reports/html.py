@@ -15,6 +15,7 @@ from keras_ssl import visualization
 from keras_ssl.callbacks import LogFile
 from keras_ssl.reports.svg import colour, line_chart, scatter
 from keras_ssl.runs.config import read_yaml
+from keras_ssl.safe_files import whole_file
 
 _THUMBNAIL = 48
 
@@ -168,8 +169,8 @@ def write_report(
         + f"\n<script>{_SCRIPT if embedding is not None else ''}</script></body></html>\n"
     )
     path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8", errors="backslashreplace")  # of names of files
+    with whole_file(path) as unfinished:  # backslashes: names of files need not be UTF-8
+        unfinished.write_text(page, encoding="utf-8", errors="backslashreplace")
     return path
 
 

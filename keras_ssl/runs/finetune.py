@@ -13,6 +13,7 @@ from keras_ssl.layers.image_converter import ImagePreprocessor, convert_images, 
 from keras_ssl.models import ConvNeXtImageClassifier, ImageClassifier
 from keras_ssl.presets import resolve_preset
 from keras_ssl.runs.data import load_data
+from keras_ssl.safe_files import whole_file
 from keras_ssl.training.labelled_batches import LabelledBatches
 
 # By the class of the encoder that a preset holds.
@@ -151,7 +152,8 @@ def finetune(
         "best_top1": max(curve),
         "class_names": list(data.class_names),
     }
-    (folder / "result.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    with whole_file(folder / "result.json") as unfinished:
+        unfinished.write_text(json.dumps(figures, indent=1), encoding="utf-8")
     say(f"accuracy: {100 * curve[-1]:.1f} % (best epoch {100 * max(curve):.1f} %)")
     return FinetuneResult(model, folder, figures)
 

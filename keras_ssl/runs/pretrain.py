@@ -133,9 +133,8 @@ def pretrain(
         knn = cb.KNNEvaluation(*labelled, k=k, every=every)
     baselines = _baselines(folder / "baselines.json", knn, model, fresh=not found)
     watchers = _watchers(config, folder, data, labelled, knn, model)
-    start = time.perf_counter()
-    _fit(model, data, config, found[1] if found else 0, watchers)
-    seconds = time.perf_counter() - start
+    clock = _Clock(folder / "seconds.json", fresh=not found)
+    _fit(model, data, config, found[1] if found else 0, [clock, *watchers])
 
     model.save_to_preset(folder / "preset")
     log = cb.LogFile.read(folder / "log.csv")
@@ -146,7 +145,7 @@ def pretrain(
         "data": repr(data),
         "backend": keras.backend.backend(),
         "epochs": config.epochs,
-        "seconds": seconds,
+        "seconds": clock.seconds,
         "loss": log[-1]["loss"],
         "broken_files": len(data.broken_files),
         "baselines": baselines,
@@ -214,7 +213,8 @@ def _prepare_folder(folder, config, resume, overwrite):
 
 def _throw_away(folder):
     """The run that was here: its configuration first, so that none of it can be resumed."""
-    for pattern in ("config.yaml", "checkpoint-*.keras", "log.csv", "baselines.json", "data.json"):
+    records = ("log.csv", "baselines.json", "seconds.json", "data.json")
+    for pattern in ("config.yaml", "checkpoint-*.keras", *records):
         for path in folder.glob(pattern):
             path.unlink()
 
@@ -238,6 +238,26 @@ def _check_data(path, data, config):
 
 def _tuples(options):
     return {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+
+
+class _Clock(keras.callbacks.Callback):
+    """The duration of a run in all its sessions, in a file that survives a kill."""
+
+    def __init__(self, path, fresh):
+        super().__init__()
+        self.path = path
+        known = not fresh and path.exists()
+        self.seconds = json.loads(path.read_text(encoding="utf-8")) if known else 0.0
+
+    def on_train_begin(self, logs=None):
+        self._begin = time.perf_counter() - self.seconds
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.seconds = time.perf_counter() - self._begin
+        _write_json(self.path, self.seconds)
+
+    def on_train_end(self, logs=None):  # with what the other callbacks did after the last epoch
+        self.on_epoch_end(None)
 
 
 def _baselines(path, knn, model, fresh):
