@@ -1,6 +1,8 @@
 """Faults: what is not finite, kills, damaged and unwritable checkpoints, dying workers."""
 
+import ctypes
 import errno
+import gc
 import os
 import pathlib
 import re
@@ -23,7 +25,7 @@ from keras_ssl.datasets import FolderImages
 from keras_ssl.optimizers import sgd
 from keras_ssl.runs import load_data
 from keras_ssl.safe_files import check_room, replacing, sweep, whole_file
-from keras_ssl.training.file_sizes import file_size, saved_variables
+from keras_ssl.training.saving import file_size, saved_variables
 
 ROOT = pathlib.Path(__file__).parent.parent
 RNG = np.random.default_rng(0)
@@ -328,6 +330,37 @@ def test_no_room_within_a_quota_or_on_the_disk(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="needed: "):  # as where a quota is smaller than the disk
         check_room(tmp_path, 100 * free)
     assert not list(tmp_path.iterdir())
+
+
+def test_saving_takes_no_memory_that_stays(tmp_path):
+    """Bytes that the C library has handed out, which nothing but a leak keeps."""
+    fields = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+
+    class Counts(ctypes.Structure):
+        _fields_ = [(name, ctypes.c_size_t) for name in fields.split()]
+
+    counts = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if counts is None:
+        pytest.skip("needs glibc 2.33")
+    counts.restype = Counts
+
+    def in_use():
+        gc.collect()
+        return counts().uordblks + counts().hblkhd
+
+    model = byol()
+    model.compile("sgd")
+    model.train_on_batch(GOOD[0])
+    callback = Checkpoint(tmp_path)
+    callback.set_model(model)
+    for epoch in (1, 2, 3):
+        callback.save(epoch)
+    before = in_use()
+    for epoch in range(4, 14):
+        callback.save(epoch)
+    assert (in_use() - before) / 10 < 20_000
+    names = [v.path for v in model.variables]
+    assert not any("while_saving" in name for name in names)
 
 
 def test_what_killed_processes_left_is_swept(tmp_path):

@@ -1,7 +1,5 @@
 """Checkpoints from which a run goes on exactly as if it had never stopped."""
 
-import contextlib
-import ctypes
 import os
 import pathlib
 import re
@@ -11,8 +9,8 @@ import zipfile
 import keras
 
 from keras_ssl.safe_files import check_room, whole_file
-from keras_ssl.training.file_sizes import file_size, saved_variables
 from keras_ssl.training.replicas import alone
+from keras_ssl.training.saving import file_size, same_names, saved_variables
 
 _NAME = re.compile(r"checkpoint-(\d{5,})\.keras")
 
@@ -101,7 +99,7 @@ class Checkpoint(keras.callbacks.Callback):
         """Writes the checkpoint of the model as it is now, and returns its path."""
         path = self.folder / f"checkpoint-{epochs_done:05d}.keras"
         try:
-            with whole_file(path) as unfinished, alone():
+            with whole_file(path) as unfinished, alone(), same_names():
                 check_room(self.folder, *_sizes(self.model))
                 self.model.save(unfinished)
         except (OSError, RuntimeError, ValueError) as error:  # h5py and zipfile, on a full disk
@@ -115,7 +113,6 @@ class Checkpoint(keras.callbacks.Callback):
         older = [path for path, done in _found(self.folder) if done <= epochs_done]
         for old in older[: -self.keep]:
             old.unlink(missing_ok=True)
-        _give_back_memory()
         return path
 
     @staticmethod
@@ -147,16 +144,6 @@ class Checkpoint(keras.callbacks.Callback):
                 f"Received: folder={os.fspath(folder)!r} with {'; '.join(reasons)}"
             )
         return None
-
-
-def _give_back_memory() -> None:
-    """Hands freed memory back to the system.
-
-    Saving takes and frees thousands of small pieces, which glibc keeps: over weeks the process
-    seems to grow, though nothing more is in use (docs/reliability.md).
-    """
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _sizes(model) -> list[int]:

@@ -11,8 +11,8 @@ import numpy as np
 
 from keras_ssl.presets import clear_errors, resolve_preset, warn_of_new_parts
 from keras_ssl.safe_files import check_room, replacing
-from keras_ssl.training.file_sizes import file_size, saved_variables
 from keras_ssl.training.replicas import alone
+from keras_ssl.training.saving import file_size, saved_variables
 from keras_ssl.training.subclassed import without_optimizer
 from keras_ssl.weight_files import load_preset, load_task_weights, within_files
 
