@@ -79,6 +79,7 @@ def test_pretrain_leaves_everything(place):
         "preset",
         "report.html",
         "result.json",
+        "seconds.json",
         "tensorboard",
     }
     config = yaml.safe_load((run / "config.yaml").read_text())
