@@ -105,7 +105,7 @@ class CollapseMonitor(keras.callbacks.Callback):
         if not 0.0 < max_cost <= 1.0:
             raise ValueError(f"`max_cost` must lie in (0, 1]. Received: max_cost={max_cost}")
         self.images = np.asarray(images)
-        self.batch_size = min(batch_size, len(images))
+        self.batch_size = batch_size
         self.min_std = min_std
         self.min_rank = min_rank
         self.min_kl = min_kl
@@ -142,9 +142,7 @@ class CollapseMonitor(keras.callbacks.Callback):
         """
         if self._features is None or self._features.task is not model:
             self._features = _Features(model)
-        images = self._full_batches()
-        outputs = predict_arrays(self._features, images, self.batch_size, verbose=0)
-        outputs = {name: value[: len(self.images)] for name, value in outputs.items()}
+        outputs = predict_arrays(self._features, self.images, self.batch_size, verbose=0)
         features = outputs["features"]
         self._possible_rank = {"effective_rank": min(features.shape)}
         values = {
@@ -163,13 +161,6 @@ class CollapseMonitor(keras.callbacks.Callback):
         if hasattr(model, "teacher_distance"):
             values["teacher_distance"] = float(model.teacher_distance())
         return values
-
-    def _full_batches(self):
-        """The images, filled up to whole batches: one compiled shape."""
-        missing = -len(self.images) % self.batch_size
-        if not missing:
-            return self.images
-        return np.concatenate([self.images, self.images[:1].repeat(missing, axis=0)])
 
     def _warn(self, epoch):
         values, after = self._values, f"After epoch {epoch + 1} the"

@@ -8,6 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_ssl.layers.image_converter import convert_images
+from keras_ssl.training.device import predict_arrays
 
 
 class _Outputs(keras.Model):
@@ -59,13 +60,8 @@ def backbone_outputs(
         converter = copy.copy(converter)
         size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
         converter.image_size = size
-    batch_size = min(batch_size, len(images))
-    ragged = -len(images) % batch_size
-    if ragged:  # a full last batch: compiled once
-        images = np.concatenate([images, images[:1].repeat(ragged, axis=0)])
     outputs = _Outputs(backbone, converter, function)
-    outputs = outputs.predict(images, batch_size=batch_size, verbose=0)
-    return np.asarray(outputs, "float32")[: len(images) - ragged]
+    return np.asarray(predict_arrays(outputs, images, batch_size, verbose=0), "float32")
 
 
 def attention_maps(

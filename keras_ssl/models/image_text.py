@@ -278,11 +278,8 @@ class ImageTextTask(PairTraining, SSLTask):
             ValueError: ids are no whole numbers, or outside the text encoder's vocabulary.
         """
         ids = np.asarray(self.tokenize(texts), "int32")
-        batch_size = min(batch_size, max(1, len(ids)))
-        ragged = -len(ids) % batch_size  # a full last batch: the step is compiled once
-        padded = np.concatenate([ids, ids[:1].repeat(ragged, axis=0)])
-        features = predict_arrays(self, {"token_ids": padded}, batch_size, verbose=0)
-        features = np.asarray(features, "float32")[: len(ids)]
+        features = predict_arrays(self, {"token_ids": ids}, batch_size, verbose=0)
+        features = np.asarray(features, "float32")
         return _unit(features) if normalize else features
 
     def classify(self, images, class_names, templates="simple", batch_size=32) -> np.ndarray:

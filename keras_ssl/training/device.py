@@ -7,6 +7,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_ssl.training.replicas import shares_of_a_batch
+
 
 def _is_eager_on_cpu() -> bool:
     if keras.backend.backend() != "torch":
@@ -56,7 +58,11 @@ def with_static_batch(data, batch_size: int):
 
 
 def predict_arrays(model, x, batch_size: int, **kwargs):
-    """`keras.Model.predict` of arrays whose length is a multiple of `batch_size`.
+    """`keras.Model.predict` of arrays of any length, on any number of devices.
+
+    The last batch is filled up with the first row, so that the step is compiled once, and the size
+    of a batch is rounded up to what JAX's and TensorFlow's devices can share. (PyTorch's processes
+    compute all of it each.) The outputs are those of the rows that were given.
 
     On TensorFlow every call of Keras' `predict` makes a data pipeline whose functions stay in
     memory: 40 KB that an evaluation after every epoch adds up for ever. Without progress bar and
@@ -66,9 +72,22 @@ def predict_arrays(model, x, batch_size: int, **kwargs):
     Args:
         model: the Keras model.
         x: array or dict of arrays.
-        batch_size: samples in a batch.
+        batch_size: samples in a batch, before rounding.
         **kwargs: of `keras.Model.predict`.
     """
+    rows = len(keras.tree.flatten(x)[0])
+    shares = 1 if keras.backend.backend() == "torch" else shares_of_a_batch(model)
+    batch_size = max(1, min(batch_size, rows))
+    batch_size += -batch_size % shares
+    missing = -rows % batch_size
+    if missing:
+        fill = lambda a: np.concatenate([a, a[:1].repeat(missing, axis=0)])
+        x = keras.tree.map_structure(fill, x)
+    outputs = _predict_full_batches(model, x, batch_size, **kwargs)
+    return keras.tree.map_structure(lambda a: a[:rows], outputs)
+
+
+def _predict_full_batches(model, x, batch_size, **kwargs):
     if _is_one_of_several_hosts():
         return _predict_over_hosts(model, x, batch_size)
     one_by_one = keras.backend.backend() == "tensorflow" and kwargs == {"verbose": 0}
@@ -98,7 +117,6 @@ def _predict_over_hosts(model, x, batch_size):
     mesh = distribution.device_mesh.backend_mesh
     everywhere = NamedSharding(mesh, PartitionSpec())
     rows = NamedSharding(mesh, PartitionSpec(distribution.batch_dim_name))
-    shares = distribution.num_model_replicas
     if not hasattr(model, "_encode_over_hosts"):  # compiled once, for all evaluations of a run
 
         def encode(trainable, non_trainable, batch):
@@ -111,15 +129,13 @@ def _predict_over_hosts(model, x, batch_size):
     ]
 
     def spread(array):
-        # A share for every device: the last rows once more, where there are too few.
-        array = np.pad(array, [(0, -len(array) % shares), *[(0, 0)] * (array.ndim - 1)], "edge")
         return jax.make_array_from_callback(array.shape, rows, lambda index: array[index])
 
     outputs = []
     for start in range(0, len(keras.tree.flatten(x)[0]), batch_size):
         batch = keras.tree.map_structure(lambda a, start=start: a[start : start + batch_size], x)
         encoded = model._encode_over_hosts(*variables, keras.tree.map_structure(spread, batch))
-        outputs.append(keras.tree.map_structure(lambda a: np.asarray(a)[:batch_size], encoded))
+        outputs.append(keras.tree.map_structure(np.asarray, encoded))
     return keras.tree.map_structure(lambda *parts: np.concatenate(parts), *outputs)
 
 
