@@ -59,6 +59,14 @@ def test_fit():
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
+def test_a_second_fit_may_have_another_batch_size():
+    model = simclr(vit(num_layers=1), augmenter=crops())
+    model.compile(keras.optimizers.SGD(0.1), micro_batch_size=2)
+    for batch_size in (8, 4):
+        history = model.fit(PICTURES, batch_size=batch_size, verbose=0).history
+        assert np.isfinite(history["loss"][0])
+
+
 def test_second_pass_draws_what_the_first_drew(monkeypatch):
     """Stochastic depth: as if the micro-batches had been encoded once, and all kept."""
     keras.utils.set_random_seed(0)

@@ -121,6 +121,10 @@ class PlannedTraining:
 
     def _plan(self, batch_size, steps_per_epoch, epochs, initial_epoch):
         """Makes this model ready for steps of so many images."""
+        if batch_size != self._batch_size and (
+            self.micro_batch_size is not None or replicas.shares_of_a_batch(self) > 1
+        ):
+            self.train_function = None  # TensorFlow traced it for so many rows
         self._batch_size = batch_size
         if not self.compiled:
             self.compile()

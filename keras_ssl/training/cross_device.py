@@ -81,8 +81,9 @@ def all_gather(x, views: int = 1):
     rows = x.shape[0] if x.shape[0] is not None else ops.shape(x)[0]
     if _BACKEND == "tensorflow":
         gathered = replicas.all_gather(x, axis=0)
-        if x.shape[0] is not None:  # the static shape is lost on the way
-            gathered.set_shape((replica_count() * rows, *x.shape[1:]))
+        # The static shape is lost on the way.
+        known = None if x.shape[0] is None else replica_count() * rows
+        gathered.set_shape((known, *x.shape[1:]))
     else:
         gathered = _torch_functions()[0](x)
     if views == 1:
