@@ -27,8 +27,10 @@ import toy
 
 from keras_ssl.augmentation import Views
 from keras_ssl.backbones import TextTransformer, small_resnet
+from keras_ssl.callbacks import CollapseMonitor, KNNEvaluation
 from keras_ssl.distribution import vit_layout_map
-from keras_ssl.models import ALIGN, CLIP, SigLIP
+from keras_ssl.evaluation import patch_features
+from keras_ssl.models import ALIGN, CLIP, SigLIP, SimCLR
 from keras_ssl.optimizers import LARS, AdamW
 from keras_ssl.training.replicas import process_share
 
@@ -277,6 +279,11 @@ if keras.backend.backend() == "tensorflow":
         "mixed_bfloat16": lambda: keras.optimizers.LossScaleOptimizer(_SGD()),
     }.items():
         REFUSED[name] = (lambda make=optimizer: {"optimizer": make()}, BATCH, toy.simsiam)
+    REFUSED["steps_per_execution"] = (
+        lambda: {"optimizer": _SGD(), "steps_per_execution": 2},
+        BATCH,
+        toy.simsiam,
+    )
 if keras.backend.backend() == "torch":
     # Stochastic depth draws for the rows of whole batches.
     REFUSED["micro_batch_size"] = (
@@ -298,6 +305,105 @@ def refusals(scope=contextlib.nullcontext) -> dict:
         except ValueError as error:
             messages[word] = str(error)
     return {"refused": messages}
+
+
+class Batches(keras.utils.PyDataset):
+    """Batches of so many rows."""
+
+    def __init__(self, *rows):
+        super().__init__()
+        self.rows = rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        return (toy.images(self.rows[index]),)
+
+
+def _uneven_datasets() -> dict:
+    """Calls with batches that the devices cannot share, by the word that the error should hold."""
+    index, count = process_share()
+    if count == 1:
+        return {
+            "evaluate": lambda model: model.evaluate(Batches(11), verbose=0),
+            "fit": lambda model: model.fit(Batches(12, 11), shuffle=False, verbose=0),
+        }
+    generator = ((toy.images(4),) for _ in range(3 - index))
+    return {
+        "of 3 batches": lambda model: model.fit(Batches(*[4] * (3 - index)), verbose=0),
+        "epochs 1 to 2": lambda model: model.fit(Batches(4), epochs=2 - index, verbose=0),
+        "end of its batches": lambda model: model.fit(generator, verbose=0),
+        "step of 4 rows": lambda model: model.fit(Batches(4, 4 - index), shuffle=False, verbose=0),
+        "test step of 4": lambda model: model.evaluate(Batches(4 - index), verbose=0),
+        "evaluate of 2": lambda model: model.evaluate(Batches(*[4] * (2 - index)), verbose=0),
+    }
+
+
+def _small_simclr():
+    """One convolution and two fixed views: what compiles fastest."""
+    inputs = keras.Input((20, 20, 3))
+    x = keras.layers.Rescaling(1 / 255)(inputs)
+    backbone = keras.Model(inputs, keras.layers.Conv2D(8, 5, strides=5)(x))
+    return SimCLR(
+        backbone,
+        projection_dim=8,
+        augmenter=lambda images, training: (images, keras.ops.flip(images, axis=1)),
+        preprocessor=None,
+        seed=1,
+    )
+
+
+def odd_rows(shares: int, scope=None) -> dict:
+    """What a model makes of rows that `shares` devices cannot divide.
+
+    Args:
+        shares: how many devices share a batch.
+        scope: where the model is made; `None` on one device, which is given what several take.
+    """
+    images, alone = toy.images(40), scope is None
+
+    def make():
+        keras.utils.set_random_seed(0)
+        with contextlib.nullcontext() if alone else scope():
+            model = _small_simclr()
+            toy.fill(model, scale=0.2)
+            jit = "auto" if keras.backend.backend() == "jax" else False
+            model.compile(_sgd(), jit_compile=jit)
+        return model
+
+    def taken(rows):
+        return images[: rows - rows % shares if alone else rows]
+
+    model = make()
+    labels = np.arange(9) % 2
+    knn = KNNEvaluation((images[:5], labels[:5]), (images[5:9], labels[5:]), k=1)
+    monitor = CollapseMonitor(images[:5])
+    figures = {
+        "predict 1": model.predict(images[:1], verbose=0).tolist(),
+        "predict 5": model.predict(images[:5], verbose=0).tolist(),
+        "patches": patch_features(model, images[:1]).tolist(),
+        "evaluate": model.evaluate(taken(7), verbose=0),
+    }
+    history = model.fit(
+        images[:37],
+        batch_size=32 - 32 % shares if alone else None,
+        validation_data=taken(7),
+        shuffle=False,
+        callbacks=[knn, monitor],
+        verbose=0,
+    ).history
+    figures.update(history)
+    if alone:
+        return figures
+    refused = {}
+    calls = {"at least one picture": lambda model: model.evaluate(images[:1], verbose=0)}
+    for word, call in {**calls, **_uneven_datasets()}.items():
+        try:
+            call(make())  # on JAX Keras leaves a model without variables where a step failed
+        except ValueError as error:
+            refused[word] = str(error)
+    return {"figures": figures, "refused": refused}
 
 
 def on_jax(methods, whole):
@@ -322,6 +428,10 @@ def on_jax(methods, whole):
             yield method, "2 x 2 devices", one, attempt(method)
     distribution.set_distribution(distribution.DataParallel(devices=devices[:8]))
     yield "refusals", "8 devices", {}, refusals()
+    distribution.set_distribution(None)
+    one = odd_rows(3)
+    distribution.set_distribution(distribution.DataParallel(devices=devices[:3]))
+    yield "odd rows", "3 devices", one, odd_rows(3, contextlib.nullcontext)
 
 
 def on_tensorflow(methods, whole):
@@ -334,6 +444,7 @@ def on_tensorflow(methods, whole):
     for method in methods:
         yield method, "2 replicas", attempt(method), attempt(method, strategy.scope)
     yield "refusals", "2 replicas", {}, refusals(strategy.scope)
+    yield "odd rows", "2 replicas", odd_rows(2), odd_rows(2, strategy.scope)
 
 
 def on_torch(methods, whole):
@@ -347,6 +458,7 @@ def on_torch(methods, whole):
         environment = {**os.environ, "RANK": "1", "MEETING_PLACE": folder}
         other = subprocess.Popen([sys.executable, __file__, *methods], env=environment)
     alone = {method: attempt(method) for method in methods if rank == 0}
+    one = odd_rows(2) if rank == 0 else None
     distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2
     )
@@ -355,8 +467,12 @@ def on_torch(methods, whole):
         if rank == 0:
             yield method, "2 processes", alone[method], many
     refused = refusals()
+    both = [None, None]
+    distributed.all_gather_object(both, odd_rows(2, contextlib.nullcontext))
     if rank == 0:
         yield "refusals", "2 processes", {}, refused
+        for many in both:
+            yield "odd rows", "2 processes", one, many
     distributed.destroy_process_group()
     if other is not None and other.wait():
         raise RuntimeError(f"The other process ended with {other.returncode}.")
@@ -370,6 +486,8 @@ def main(methods, whole=True):
         error = one.get("error") or many.get("error")
         if method == "refusals":
             line.update(many)
+        elif method == "odd rows":
+            line.update({"one": one, **many})
         else:
             line.update({"error": error} if error else distance(one, many))
         print(json.dumps(line), flush=True)

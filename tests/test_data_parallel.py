@@ -77,6 +77,28 @@ def test_what_several_devices_cannot_do_is_refused(runs, word):
     assert word in found[word] and "Received: " in found[word]
 
 
+def test_rows_that_do_not_divide_give_the_figures_of_one_device(runs):
+    found = [run for run in runs if run["method"] == "odd rows"]
+    assert len(found) == (2 if BACKEND == "torch" else 1)
+    for run in found:
+        assert set(run["one"]) == set(run["figures"])
+        for name, value in run["one"].items():
+            options = dict(rtol=1e-3, atol=1e-5, err_msg=name)
+            np.testing.assert_allclose(np.ravel(run["figures"][name]), np.ravel(value), **options)
+
+
+def test_batches_that_cannot_be_shared_are_refused_in_all_processes_alike(runs):
+    found = [run["refused"] for run in runs if run["method"] == "odd rows"]
+    assert len(found[0]) == (7 if BACKEND == "torch" else 3)
+    for word, message in found[0].items():
+        assert "Received: " in message
+        if BACKEND == "torch" or word == "at least one picture":
+            assert word in message
+        else:
+            assert "multiple of the number of devices" in message
+    assert all(refused == found[0] for refused in found)
+
+
 def free_address():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))

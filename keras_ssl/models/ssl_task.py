@@ -161,7 +161,7 @@ class SSLTask(PlannedTraining, keras_hub.models.Task, metaclass=SubclassedModelT
             return super().train_step(*args)
 
     def test_step(self, *args):
-        with self._without_embedding(), replicas.replica_step(self, args[-1]):
+        with self._without_embedding(), replicas.replica_step(self, args[-1], "test"):
             return super().test_step(*args)
 
     def _maybe_symbolic_build(self, *args, **kwargs):
@@ -214,7 +214,8 @@ class SSLTask(PlannedTraining, keras_hub.models.Task, metaclass=SubclassedModelT
                 that `keras.Model.fit` takes, yielding images, `(images, labels)` or dicts with
                 the key `"images"`.
             y: ignored.
-            batch_size: images in a batch, with arrays. Default 32.
+            batch_size: images in a batch, with arrays; a multiple of the devices that share it.
+                Default 32, or the next multiple below.
             epochs: passes over the data.
             validation_data: held-out images whose loss is shown as `val_loss`.
             validation_split: share of the array, taken from its end, to hold out.
@@ -237,9 +238,7 @@ class SSLTask(PlannedTraining, keras_hub.models.Task, metaclass=SubclassedModelT
                 validation_data = keras.tree.map_structure(lambda a: a[cut:], x)
                 x = keras.tree.map_structure(lambda a: a[:cut], x)
                 images = data_utils.images_of(x)
-            batch_size = min(batch_size or 32, len(images))
-            if batch_size < 1:
-                raise ValueError(f"`batch_size` must be positive. Received: {batch_size}")
+            batch_size = replicas.batch_size_for(self, batch_size, len(images))
             seed, share = replicas.common_seed(self, self.seed), replicas.process_share()
             x = data_utils.ArrayBatches(x, batch_size, shuffle, seed, initial_epoch, share)
             steps = len(x)
@@ -264,7 +263,13 @@ class SSLTask(PlannedTraining, keras_hub.models.Task, metaclass=SubclassedModelT
                     kind = WorkerBatches if processes else data_utils.ShuffledBatches
                     x = kind(x, shuffle, self.seed, initial_epoch)
         validation_data = self._validation_batches(validation_data, batch_size)
-        self._plan(batch_size, steps_per_epoch or steps, epochs, initial_epoch)
+        steps = steps_per_epoch or steps
+        self._plan(batch_size, steps, epochs, initial_epoch)
+        rows = batch_size // replicas.process_share()[1]
+        replicas.meet(
+            f"fit of {steps or 'unknown'} batches of {rows} rows, "
+            f"epochs {initial_epoch + 1} to {epochs}"
+        )
         replicas.begin_equal(self)
         callbacks = kwargs.pop("callbacks", None)
         if not isinstance(callbacks, keras.callbacks.CallbackList):
@@ -280,17 +285,20 @@ class SSLTask(PlannedTraining, keras_hub.models.Task, metaclass=SubclassedModelT
             if steps_per_epoch == steps:
                 steps_per_epoch = None  # or Keras would begin a pass before its epoch
         # Past `PipelineModel.fit`, which would preprocess on the host: the augmenter does it here.
-        return keras.Model.fit(
-            self,
-            x,
-            epochs=epochs,
-            initial_epoch=initial_epoch,
-            steps_per_epoch=steps_per_epoch,
-            shuffle=False,  # Keras would draw the order of the batches by an unsaved seed
-            validation_data=validation_data,
-            callbacks=callbacks,
-            **kwargs,
-        )
+        with replicas.explained_batches(self):
+            history = keras.Model.fit(
+                self,
+                x,
+                epochs=epochs,
+                initial_epoch=initial_epoch,
+                steps_per_epoch=steps_per_epoch,
+                shuffle=False,  # Keras would draw the order of the batches by an unsaved seed
+                validation_data=validation_data,
+                callbacks=callbacks,
+                **kwargs,
+            )
+        replicas.meet("the end of fit")
+        return history
 
     def _validation_batches(self, data, batch_size):
         """Validation arrays, with or without labels, in batches of training's size."""
@@ -301,7 +309,8 @@ class SSLTask(PlannedTraining, keras_hub.models.Task, metaclass=SubclassedModelT
         data = keras.tree.map_structure(data_utils.as_numpy, data)
         images = data_utils.images_of(data)
         self._check_images(images)
-        batch_size, share = min(batch_size, len(images)), replicas.process_share()
+        batch_size = replicas.batch_size_for(self, batch_size, len(images))
+        share = replicas.process_share()
         return data_utils.ArrayBatches(data, batch_size, shuffle=False, share=share)
 
     def evaluate(self, x=None, y=None, batch_size=None, **kwargs):
@@ -312,15 +321,18 @@ class SSLTask(PlannedTraining, keras_hub.models.Task, metaclass=SubclassedModelT
         Args:
             x: as for `fit`.
             y: ignored.
-            batch_size: images in a batch, with arrays. Default 32.
+            batch_size: as for `fit`.
             **kwargs: of `keras.Model.evaluate`.
         """
         data_utils.check_given(x, "evaluate")
         if not self.compiled:
             self.compile()
         if data_utils.is_array(x):
-            x, batch_size = self._validation_batches(x, batch_size or 32), None
-        return keras.Model.evaluate(self, x, batch_size=batch_size, **kwargs)
+            x, batch_size = self._validation_batches(x, batch_size), None
+        steps = kwargs.get("steps") or data_utils.num_batches(x)
+        replicas.meet(f"evaluate of {steps or 'unknown'} batches")
+        with replicas.explained_batches(self):
+            return keras.Model.evaluate(self, x, batch_size=batch_size, **kwargs)
 
     def predict(self, x, batch_size=None, **kwargs):
         """Embeddings `(N, D)`, float32.
@@ -333,15 +345,11 @@ class SSLTask(PlannedTraining, keras_hub.models.Task, metaclass=SubclassedModelT
         """
         data_utils.check_given(x, "predict")
         if not data_utils.is_array(x):
-            return np.asarray(keras.Model.predict(self, x, **kwargs), "float32")
+            with replicas.explained_batches(self):
+                return np.asarray(keras.Model.predict(self, x, **kwargs), "float32")
         x = data_utils.as_numpy(data_utils.images_of(x))
         self._check_images(x, prepared=self.preprocessor is None)
-        batch_size = min(batch_size or 32, len(x))
-        ragged = -len(x) % batch_size
-        if ragged:  # a full last batch: the step is compiled once
-            x = np.concatenate([x, x[:1].repeat(ragged, axis=0)])
-        embeddings = predict_arrays(self, x, batch_size, **kwargs)
-        return np.asarray(embeddings, "float32")[: len(x) - ragged]
+        return np.asarray(predict_arrays(self, x, batch_size or 32, **kwargs), "float32")
 
     def train_on_batch(self, x, y=None, **kwargs):
         self._plan(len(data_utils.images_of(x)), None, 1, 0)

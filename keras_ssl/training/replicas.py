@@ -1,8 +1,10 @@
 """What `fit` does where several devices share a batch; see `cross_device` for what a step does."""
 
 import contextlib
+import functools
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_ssl.training.cross_device import (
@@ -18,7 +20,7 @@ _BACKEND = keras.backend.backend()
 
 
 @contextlib.contextmanager
-def replica_step(model, data):
+def replica_step(model, data, kind: str = "training"):
     """What makes one replica's step a part of the whole batch's.
 
     Random numbers are those of this replica's rows of the whole batch; batch normalisation takes
@@ -27,6 +29,10 @@ def replica_step(model, data):
     Args:
         model: whose layers run.
         data: the replica's part of the batch; its first tensor's first axis is the batch.
+        kind: of the step, for errors.
+
+    Raises:
+        ValueError: on PyTorch, in all processes, where one is elsewhere or has other rows.
     """
     if replicas_here() is None:
         yield
@@ -34,12 +40,15 @@ def replica_step(model, data):
     tensors = [t for t in keras.tree.flatten(data) if t is not None and len(t.shape)]
     here.rows = ops.shape(tensors[0])[0]  # an integer where it is known
     hooks = []
-    if _BACKEND == "torch":
-        hooks = [
-            variable.value.register_post_accumulate_grad_hook(average_gradient)
-            for variable in model.trainable_variables
-        ]
     try:
+        if _BACKEND == "tensorflow" and not isinstance(here.rows, int):
+            _assert_equal_rows()
+        if _BACKEND == "torch":
+            meet(f"a {kind} step of {here.rows} rows")
+            hooks = [
+                variable.value.register_post_accumulate_grad_hook(average_gradient)
+                for variable in model.trainable_variables
+            ]
         with _whole_batch_statistics(model):
             yield
     finally:
@@ -121,6 +130,74 @@ def shares_of_a_batch(model) -> int:
     return replica_count()
 
 
+def batch_size_for(model, batch_size: int | None, rows: int) -> int:
+    """The rows of a batch of arrays, a multiple of the devices that share it.
+
+    Args:
+        model: that takes them.
+        batch_size: what was asked for; `None` is 32, or the next multiple below.
+        rows: how many there are. Where they are fewer than the batch, all that can be divided.
+
+    Raises:
+        ValueError: a size that is not positive or cannot be divided, or fewer rows than devices.
+    """
+    shares = shares_of_a_batch(model)
+    if batch_size is None:
+        batch_size = max(32 - 32 % shares, shares)
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` must be positive. Received: batch_size={batch_size}")
+    _check_divides(batch_size, shares)
+    if rows < shares:
+        raise ValueError(
+            "There must be at least one picture for every device that shares a batch: give more, "
+            f"or compute on fewer devices. Received: {rows} pictures, {shares} devices"
+        )
+    return min(batch_size, rows - rows % shares)
+
+
+def _check_divides(batch_size: int, shares: int) -> None:
+    if batch_size % shares:
+        raise ValueError(
+            "A batch must be a multiple of the number of devices that share it. "
+            f"Received: batch_size={batch_size}, {shares} devices"
+        )
+
+
+_UNEQUAL = "All replicas must have equally many rows of a batch."
+
+
+def _assert_equal_rows() -> None:
+    """TensorFlow divides a batch as evenly as it can; what is put together supposes equal parts."""
+    import tensorflow as tf
+
+    rows = replicas_here().all_gather(ops.reshape(here.rows, (1,)), axis=0)
+    tf.debugging.assert_equal(rows, rows[0], message=_UNEQUAL)
+
+
+@contextlib.contextmanager
+def explained_batches(model):
+    """Says what a backend's own error about a batch of a dataset means.
+
+    Raises:
+        ValueError: a batch was met that the devices cannot share.
+    """
+    try:
+        yield
+    except Exception as error:
+        shares = shares_of_a_batch(model)
+        indivisible = type(error).__name__ == "IndivisibleError"  # JAX
+        if type(error).__name__ == "InvalidArgumentError":  # TensorFlow
+            indivisible = any(word in str(error) for word in (_UNEQUAL, "EnsureShape"))
+        if shares == 1 or not indivisible:
+            raise
+        raise ValueError(
+            "A batch must be a multiple of the number of devices that share it, and in fit on "
+            "TensorFlow all batches must be equally large: leave the incomplete last batch of a "
+            "dataset out (`drop_remainder=True`), or give arrays. Received: a batch that is not, "
+            f"{shares} devices"
+        ) from error
+
+
 def scope_of(model):
     """Where a model's optimizer has to be made: TensorFlow's scope of the model's strategy."""
     if _BACKEND == "tensorflow" and shares_of_a_batch(model) > 1:
@@ -149,15 +226,11 @@ def check(model, batch_size: int) -> None:
 
     Raises:
         ValueError: a batch that cannot be divided evenly; batch normalisation of another class;
-            on TensorFlow an optimizer that accumulates, scales the loss or clips before the
-            replicas' gradients are added up.
+            on TensorFlow several steps in one call, or an optimizer that accumulates, scales the
+            loss or clips before the replicas' gradients are added up.
     """
     shares = shares_of_a_batch(model)
-    if batch_size % shares:
-        raise ValueError(
-            "A batch must be a multiple of the number of devices that share it. "
-            f"Received: batch_size={batch_size}, {shares} devices"
-        )
+    _check_divides(batch_size, shares)
     if _BACKEND == "jax" or shares == 1:
         return
     for layer in model._flatten_layers():
@@ -170,6 +243,11 @@ def check(model, batch_size: int) -> None:
     optimizer = model.optimizer
     if _BACKEND != "tensorflow" or optimizer is None:
         return
+    if model.steps_per_execution > 1:
+        raise ValueError(
+            "Under a tf.distribute strategy Keras cannot run several steps in one call: leave "
+            f"`steps_per_execution` out. Received: steps_per_execution={model.steps_per_execution}"
+        )
     for option in ("gradient_accumulation_steps", "clipnorm", "clipvalue", "global_clipnorm"):
         if getattr(optimizer, option, None):
             raise ValueError(
@@ -261,11 +339,69 @@ def begin_equal(model) -> None:
             replicas.broadcast(variable.value, src=0)
 
 
+def meet(place: str) -> None:
+    """Refuses processes that are not at the same place of a run, in all of them alike.
+
+    What is put together waits for every process, and would wait for ever for one that has no
+    further batch. So PyTorch's processes say before every step, and where batches end, where they
+    are (1 ms for two on a busy machine). JAX's hosts run ahead of their devices and meet only where
+    `fit` and `evaluate` begin.
+
+    Args:
+        place: in words, less than 128 bytes.
+
+    Raises:
+        ValueError: another process is elsewhere.
+    """
+    own = np.frombuffer(place.encode().ljust(128)[:128], "uint8")
+    replicas = replicas_here()
+    if _BACKEND == "torch" and replicas is not None:
+        import torch
+
+        parts = [torch.empty(len(own), dtype=torch.uint8) for _ in range(replica_count())]
+        group = _host_group(replicas.group.WORLD)
+        replicas.all_gather(parts, torch.tensor(own), group=group)
+        parts = [part.numpy() for part in parts]
+    elif _BACKEND == "jax" and keras.distribution.distribution() and _process(None)[1] > 1:
+        from jax.experimental import multihost_utils
+
+        parts = multihost_utils.process_allgather(own)
+    else:
+        return
+    places = [bytes(part).decode().rstrip() for part in parts]
+    if len(set(places)) > 1:
+        first = {said: process for process, said in reversed(list(enumerate(places)))}
+        found = "; ".join(f"process {first[said]}: {said}" for said in sorted(first, key=first.get))
+        raise ValueError(
+            "All processes must take the same steps: equally many batches of equally many rows, in "
+            "the same epochs. Leave incomplete batches out (`drop_last=True`), and give every "
+            "process equally many batches, or `steps_per_epoch` and datasets that do not end. "
+            f"Received: {found}"
+        )
+
+
+@functools.lru_cache(maxsize=1)
+def _host_group(world):
+    """The processes of PyTorch as a group that exchanges from the host's memory, which NCCL cannot.
+
+    So no step has to wait for what the accelerator still computes.
+    """
+    import torch.distributed as distributed
+
+    return (
+        world
+        if distributed.get_backend(world) == "gloo"
+        else distributed.new_group(None, backend="gloo")
+    )
+
+
 def mean_of_logs(logs: dict) -> dict:
     """The mean over all processes of every number in the logs of a step."""
     replicas = replicas_here()
     if _BACKEND != "torch" or replicas is None:
         return equal_logs(logs)
+    if getattr(here, "rows", None) is None:  # not those of a step
+        meet("the end of its batches")
     names = sorted(logs)
     values = ops.stack([ops.cast(logs[name], "float32") for name in names])
     return dict(zip(names, all_reduce_mean(ops.stop_gradient(values)), strict=True))
