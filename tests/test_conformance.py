@@ -365,11 +365,13 @@ def test_an_empty_selection_fails(tmp_path):
     assert run(VECTORS, only="no such name")[0] != 0
 
 
-def test_a_folder_with_nothing_in_scope_is_not_a_success(tmp_path):
-    write(tmp_path / "a.npz", {"method": "hf", "config": {"kind": "dinov3_convnext"}}, loss=1.0)
+def test_a_folder_with_nothing_in_scope_is_not_a_success(tmp_path, monkeypatch):
+    rows = [*scope.OUT_OF_SCOPE, ("lightly/swin", "*", "no Swin among the backbones here")]
+    monkeypatch.setattr(framework, "OUT_OF_SCOPE", rows)
+    write(tmp_path / "a.npz", {"method": "lightly", "config": {"kind": "swin"}}, loss=1.0)
     status, output = run(tmp_path, verbose=True)
     assert status != 0
-    assert "out  loss: DINOv3's ConvNeXt: no ConvNeXt among the backbones here" in output
+    assert "out  loss: no Swin among the backbones here" in output
     assert "Nothing was compared" in output
 
 

@@ -19,12 +19,12 @@ def present_names(state: dict) -> dict:
     state = {chunked.sub(r"\1\2", name): array for name, array in state.items()}
     if "reg_token" in state:
         state["register_tokens"] = state.pop("reg_token")
-    positions = state.get("pos_embed")
-    if "cls_token" in state and getattr(positions, "ndim", 0) == 3:
-        _, count, dim = positions.shape
-        if count > 1 and math.isqrt(count) ** 2 == count:  # a square grid alone
-            zeros = np.zeros((1, 1, dim), positions.dtype)
-            state["pos_embed"] = np.concatenate([zeros, positions], axis=1)
+        positions = state.get("pos_embed")
+        if "cls_token" in state and getattr(positions, "ndim", 0) == 3:
+            _, count, dim = positions.shape
+            if count > 1 and math.isqrt(count) ** 2 == count:  # a square grid alone
+                zeros = np.zeros((1, 1, dim), positions.dtype)
+                state["pos_embed"] = np.concatenate([zeros, positions], axis=1)
     fused = re.compile(r"(.*mlp)\.fc1\.weight$")
     for match in filter(None, map(fused.match, list(state))):
         mlp = match[1]
