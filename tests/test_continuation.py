@@ -101,6 +101,13 @@ def test_the_order_of_the_data_goes_on(kind, photos, tmp_path):
     assert ends[0] == 0 < ends[1]
 
 
+def test_an_epoch_may_be_shorter_than_a_dataset_with_an_order():
+    model = toy.simclr(toy.vit(num_layers=1), augmenter=toy.crops())
+    model.compile("sgd")
+    model.fit(Pictures(toy.images(16), own=True), steps_per_epoch=2, verbose=0)
+    assert int(model.seen_batches) == 2
+
+
 @pytest.mark.parametrize("kind", ["folder, grain", "folder, tf.data", "tfds"])
 def test_a_pass_is_the_next_epoch_or_the_one_that_is_said(kind, photos):
     def read(data):

@@ -263,11 +263,10 @@ class SSLTask(PlannedTraining, keras_hub.models.Task, metaclass=SubclassedModelT
                     kind = WorkerBatches if processes else data_utils.ShuffledBatches
                     x = kind(x, shuffle, self.seed, initial_epoch)
         validation_data = self._validation_batches(validation_data, batch_size)
-        steps = steps_per_epoch or steps
-        self._plan(batch_size, steps, epochs, initial_epoch)
+        self._plan(batch_size, steps_per_epoch or steps, epochs, initial_epoch)
         rows = batch_size // replicas.process_share()[1]
         replicas.meet(
-            f"fit of {steps or 'unknown'} batches of {rows} rows, "
+            f"fit of {steps_per_epoch or steps or 'unknown'} batches of {rows} rows, "
             f"epochs {initial_epoch + 1} to {epochs}"
         )
         replicas.begin_equal(self)
